@@ -1,0 +1,68 @@
+"""Task 1: connect to Redis. The twin of 0-redis_client.js.
+
+The one place in this collection that knows where Redis is and what to say when it
+can't be reached. The other scripts import it.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+if __name__ == "__main__":
+    # Ctrl-C ends the script at once, without a traceback, also during the imports below.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import redis
+
+CONNECTED = "Redis client connected to the server"
+CHECK_TIMEOUT = (
+    0.5  # seconds in which a Redis that is up answers; later commands get more
+)
+
+
+def create_client(client_class: type = redis.Redis, **options):
+    """Return a client for the Redis at `REDIS_URL`. It connects when it is first used.
+
+    `client_class` is `redis.Redis` or `redis.asyncio.Redis`; `options` are those of
+    its constructor. Unlike `Redis()`, `from_url()` does not try again by itself.
+
+    Raises ValueError when `REDIS_URL` is malformed. Twin of `redis.createClient()`.
+    """
+    url = os.environ.get("REDIS_URL", "redis://localhost:6379")
+    return client_class.from_url(
+        url, **{"socket_connect_timeout": CHECK_TIMEOUT, **options}
+    )
+
+
+def connect(**options) -> redis.Redis:
+    """Return a client like `create_client`'s, after making sure that Redis answers.
+
+    Ends the script with status 1 when it does not.
+    """
+    with exit_if_unreachable():
+        with create_client(**{**options, "socket_timeout": CHECK_TIMEOUT}) as probe:
+            probe.ping()
+        return create_client(**options)
+
+
+@contextmanager
+def exit_if_unreachable() -> Iterator[None]:
+    """End the script with one line and status 1 when the block can't reach Redis."""
+    try:
+        yield
+    # ValueError and TypeError: a malformed URL, an unknown option in it.
+    except (redis.RedisError, ValueError, TypeError) as error:
+        print_not_connected(error)
+        sys.exit(1)
+
+
+def print_not_connected(error: Exception) -> None:
+    """Print why Redis can't be reached. Twin of the client's `error` event."""
+    print(f"Redis client not connected to the server: {error}", flush=True)
+
+
+if __name__ == "__main__":
+    connect()
+    print(CONNECTED, flush=True)
