@@ -1,0 +1,100 @@
+"""Task 7: process jobs, one at a time. The twin of 6-job_processor.js."""
+
+import importlib
+import logging
+import signal
+import sys
+import threading
+from contextlib import suppress
+
+if __name__ == "__main__":
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # until the worker sets its own handler
+
+import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
+from rq import Worker
+from rq.exceptions import StopRequested
+
+redis_client = importlib.import_module("0_redis_client")
+
+QUEUE = "push_notification_code"
+
+
+def send_notification(phone_number: str, message: str) -> None:
+    """Send `message` to `phone_number`. Twin of `sendNotification`."""
+    print(
+        f"Sending notification to {phone_number}, with message: {message}", flush=True
+    )
+
+
+class PatientWorker(Worker):
+    """An RQ worker that outlives a Redis restart and drops no job when it is stopped."""
+
+    _stop_requested = False
+
+    def __init__(self, queues, *, connection: redis.Redis, **options):
+        # Every command of the worker and of its work horses waits until Redis is back.
+        errors = redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError
+        connection.set_retry(Retry(Patience(self), retries=-1, supported_errors=errors))
+        # In seconds. RQ's own settings notice a killed worker after ten minutes or more.
+        settings = {
+            "worker_ttl": 30,
+            "job_monitoring_interval": 5,
+            "maintenance_interval": 5,
+        }
+        super().__init__(queues, connection=connection, **(settings | options))
+
+    def dequeue_job_and_maintain_ttl(self, timeout, max_idle_time=None):
+        """Wait for a job, looking up twice a second whether to stop.
+
+        RQ lets the signal interrupt its wait, and so drops a job just taken off the queue.
+        """
+        while not self._stop_requested:
+            found = super().dequeue_job_and_maintain_ttl(timeout and 0.5, 0.5)
+            if found or timeout is None:  # None: a burst, which ends with the queue
+                return found
+        raise StopRequested
+
+    def _shutdown(self):
+        self._stop_requested = True
+
+    def teardown(self):
+        with suppress(StopRequested):  # no Redis to sign off from
+            super().teardown()
+
+
+class Patience(ConstantBackoff):
+    """Waits half a second between attempts, until the worker is asked to stop."""
+
+    def __init__(self, worker: PatientWorker):
+        super().__init__(0.5)
+        self.worker = worker
+
+    def __deepcopy__(self, memo: dict) -> "Patience":
+        return self  # redis-py copies the retry object for each connection
+
+    def compute(self, failures: int) -> float:
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if self.worker._stop_requested and in_main_thread:
+            raise StopRequested
+        return super().compute(failures)
+
+
+def keep_stdout_clean() -> None:
+    """Log RQ's warnings and errors on standard error, and print what the terminal can't show."""
+    logging.basicConfig(format="%(message)s")
+    logging.disable(logging.INFO)
+    sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def main() -> None:
+    """Work on the queue until stopped. Twin of `queue.process`."""
+    keep_stdout_clean()
+    PatientWorker([QUEUE], connection=redis_client.connect()).work()
+
+
+if __name__ == "__main__":
+    main()
