@@ -8,9 +8,7 @@ import threading
 from contextlib import suppress
 
 if __name__ == "__main__":
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # until the worker sets its own handler
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the worker sets its own
 
 import redis
 from redis.backoff import ConstantBackoff
@@ -25,9 +23,8 @@ QUEUE = "push_notification_code"
 
 def send_notification(phone_number: str, message: str) -> None:
     """Send `message` to `phone_number`. Twin of `sendNotification`."""
-    print(
-        f"Sending notification to {phone_number}, with message: {message}", flush=True
-    )
+    text = f"Sending notification to {phone_number}, with message: {message}"
+    print(text, flush=True)  # a work horse flushes nothing at its end
 
 
 class PatientWorker(Worker):
@@ -39,18 +36,14 @@ class PatientWorker(Worker):
         # Every command of the worker and of its work horses waits until Redis is back.
         errors = redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError
         connection.set_retry(Retry(Patience(self), retries=-1, supported_errors=errors))
-        # In seconds. RQ's own settings notice a killed worker after ten minutes or more.
-        settings = {
-            "worker_ttl": 30,
-            "job_monitoring_interval": 5,
-            "maintenance_interval": 5,
-        }
-        super().__init__(queues, connection=connection, **(settings | options))
+        # Seconds in which it looks after its job, and after those of killed workers.
+        intervals = {"job_monitoring_interval": 5, "maintenance_interval": 5}
+        super().__init__(queues, connection=connection, **(intervals | options))
 
     def dequeue_job_and_maintain_ttl(self, timeout, max_idle_time=None):
         """Wait for a job, looking up twice a second whether to stop.
 
-        RQ lets the signal interrupt its wait, and so drops a job just taken off the queue.
+        RQ's own wait is cut short by the signal, which can drop a job just received.
         """
         while not self._stop_requested:
             found = super().dequeue_job_and_maintain_ttl(timeout and 0.5, 0.5)
@@ -84,9 +77,10 @@ class Patience(ConstantBackoff):
 
 
 def keep_stdout_clean() -> None:
-    """Log RQ's warnings and errors on standard error, and print what the terminal can't show."""
+    """Send RQ's warnings and errors to standard error, and drop the rest of its log."""
     logging.basicConfig(format="%(message)s")
     logging.disable(logging.INFO)
+    # A message may hold characters that the terminal does not know.
     sys.stdout.reconfigure(errors="backslashreplace")
 
 

@@ -13,7 +13,7 @@ if __name__ == "__main__":
 
 import redis
 from rq import Callback, Queue
-from rq.job import Job, JobStatus
+from rq.job import Job
 
 redis_client = importlib.import_module("0_redis_client")
 job_creator = importlib.import_module("6_job_creator")
@@ -21,10 +21,10 @@ processor = importlib.import_module("7_job_processor")
 
 JOBS = [
     {
-        "phoneNumber": phone_number,
+        "phoneNumber": number,
         "message": f"This is the code {code} to verify your account",
     }
-    for phone_number, code in [
+    for number, code in [
         ("4153518780", "1234"),
         ("4153518781", "4562"),
         ("4153518743", "4321"),
@@ -39,9 +39,8 @@ JOBS = [
     ]
 ]
 LINES = {"progress": "{}% complete", "completed": "completed", "failed": "failed: {}"}
-SILENCE = (
-    1  # second without news of its jobs, after which a follower asks RQ about them
-)
+
+SILENCE = 1.0  # seconds without news of its jobs after which a follower asks RQ
 
 Event = tuple[str, str, str]  # job id, event, detail
 
@@ -67,10 +66,10 @@ def queue_jobs(jobs: list[dict], queue: Queue) -> list[Job]:
 
 
 class Follower:
-    """Prints what happens to the jobs in `waiting` (their ids), until each has ended.
+    """Prints what happens to the jobs whose ids are in `waiting`, until each has ended.
 
-    Twin of the job's `progress`, `complete` and `failed` events. Make it before the jobs
-    are queued: it remembers where in the stream to begin.
+    Twin of the job's `progress`, `complete` and `failed` events. Make it before the
+    jobs are queued: it remembers where in the stream to begin.
     """
 
     def __init__(self, queue: Queue):
@@ -81,82 +80,49 @@ class Follower:
         self.waiting: set[str] = set()
         self.last_news = time.monotonic()
 
-    def run(self) -> None:
-        """Print until each job has ended."""
-        while self.waiting:
-            self.print(self.read())
-
     def read(self) -> list[Event]:
-        """Return the next events of any job, after a second at most. Outlives a Redis restart."""
+        """Wait for the next events of any job, for `SILENCE` seconds at most.
+
+        While Redis is away there are none; those written since come when it is back.
+        """
         try:
-            events = self._read_stream(count=1000, block=1000)
+            events = self._read_stream(count=1000, block=int(1000 * SILENCE))
             if any(job_id in self.waiting for job_id, *_ in events):
                 self.last_news = time.monotonic()
-            elif time.monotonic() > self.last_news + SILENCE:
-                # No event tells of a killed work horse. In this order: an event that RQ's
-                # answer makes old news is still read first.
-                ended = self._ask_rq()
-                events = self._read_stream() + ended
+            # A killed work horse writes no event. Asking about thousands takes longer,
+            # and so happens less often.
+            elif time.monotonic() - self.last_news > SILENCE + len(self.waiting) / 2000:
+                ids = sorted(self.waiting, key=int)
+                ended = job_creator.ended_jobs(ids, self.connection)
+                # First what was written before RQ answered.
+                events = self._read_stream()
+                for job_id, error in ended.items():
+                    event = "completed" if error is None else "failed"
+                    events.append((job_id, event, error))
                 self.last_news = time.monotonic()
             return events
         except (redis.ConnectionError, redis.TimeoutError):
             time.sleep(0.5)
             return []
 
-    def print(self, events: list[Event]) -> None:
+    def show(self, events: list[Event]) -> None:
         """Print the events of the jobs in `waiting`, and drop the ended ones from it."""
         lines = []
         for job_id, event, detail in events:
             if job_id in self.waiting:
-                lines.append(
-                    f"Notification job {job_id} {LINES[event].format(detail)}\n"
-                )
+                line = LINES[event].format(detail)
+                lines.append(f"Notification job {job_id} {line}\n")
                 if event != "progress":
                     self.waiting.remove(job_id)
         print(end="".join(lines), flush=True)
 
     def _read_stream(self, **options) -> list[Event]:
-        events = []
-        for _, entries in self.connection.xread(
-            {self.stream: self.position}, **options
-        ):
-            for self.position, fields in entries:
-                events.append(
-                    tuple(fields[key].decode() for key in (b"job", b"event", b"detail"))
-                )
-        return events
-
-    def _ask_rq(self) -> list[Event]:
-        """Return the end of each job in `waiting` that has ended, in one round trip."""
-        ids = sorted(self.waiting.copy(), key=int)
-        with self.connection.pipeline(transaction=False) as pipe:
-            for job_id in ids:
-                pipe.hget(Job.key_for(job_id), "status")
-            statuses = pipe.execute()
-        events = []
-        for job_id, status in zip(ids, statuses):
-            if status is None:
-                events.append((job_id, "failed", "the job is gone from Redis"))
-            elif status.decode() == JobStatus.FINISHED:
-                events.append((job_id, "completed", ""))
-            elif status.decode() in (
-                JobStatus.FAILED,
-                JobStatus.STOPPED,
-                JobStatus.CANCELED,
-            ):
-                events.append(
-                    (job_id, "failed", self._error(job_id) or status.decode())
-                )
-        return events
-
-    def _error(self, job_id: str) -> str:
-        """Return what RQ has kept of a job's error, as its event would have told it."""
-        result = Job(job_id, self.connection).latest_result()
-        if not result or not result.exc_string:
-            return ""
-        last_line = result.exc_string.strip().splitlines()[-1].strip("; ")
-        is_traceback = result.exc_string.startswith("Traceback")
-        return last_line.partition(": ")[2] if is_traceback else last_line
+        streams = self.connection.xread({self.stream: self.position}, **options)
+        entries = streams[0][1] if streams else []
+        if entries:
+            self.position = entries[-1][0]
+        keys = b"job", b"event", b"detail"
+        return [tuple(fields[key].decode() for key in keys) for _, fields in entries]
 
 
 def main() -> None:
@@ -167,7 +133,8 @@ def main() -> None:
         follower.waiting.update(job.id for job in queue_jobs(JOBS, queue))
     except redis.RedisError as error:
         sys.exit(f"Notification jobs not created: {error}")
-    follower.run()
+    while follower.waiting:
+        follower.show(follower.read())
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ import importlib
 import signal
 
 if __name__ == "__main__":
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # until the workers set their own handler
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the workers set their own
 
 import redis
 from rq import get_current_job
@@ -38,9 +36,7 @@ def send_notification(phone_number: str, message: str) -> None:
     if phone_number in BLACKLIST:
         raise BlacklistedError(f"Phone number {phone_number} is blacklisted")
     report_progress(50, 100)
-    print(
-        f"Sending notification to {phone_number}, with message: {message}", flush=True
-    )
+    job_processor.send_notification(phone_number, message)
 
 
 def report_progress(completed: int, total: int) -> None:

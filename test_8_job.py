@@ -1,0 +1,131 @@
+"""Task 11: test the job creation function. The twin of 8-job.test.js.
+
+Kue has a test mode. RQ needs none: on fakeredis, a queue and its jobs live in this
+process, and no job runs before a test starts a worker.
+"""
+
+import importlib
+import threading
+from collections.abc import Iterator
+
+import fakeredis
+import pytest
+from rq import Queue, SimpleWorker
+
+job_script = importlib.import_module("8_job")
+create_push_notifications_jobs = job_script.create_push_notifications_jobs
+
+ALLOWED = {"phoneNumber": "4153518743", "message": "This is the code 4321"}
+BLACKLISTED = {"phoneNumber": "4153518780", "message": "This is the code 1234"}
+
+
+@pytest.fixture
+def queue(monkeypatch) -> Iterator[Queue]:
+    # So that clear() below does not take a second.
+    monkeypatch.setattr(job_script.job_creator, "SILENCE", 0.01)
+    # queue.testMode.enter()
+    connection = fakeredis.FakeRedis(server=fakeredis.FakeServer())
+    yield Queue("push_notification_code_3", connection=connection)
+    # queue.testMode.clear(): a job that is gone ends the thread that waits for it.
+    connection.flushall()
+    job_script.wait_for_jobs()
+    # queue.testMode.exit()
+    assert threading.active_count() == 1
+
+
+def process(queue: Queue) -> None:
+    """Run the queued jobs, and wait until all that happens to them is printed."""
+    SimpleWorker([queue], connection=queue.connection).work(burst=True)
+    job_script.wait_for_jobs()
+
+
+@pytest.mark.parametrize("jobs", ["abc", {}, None, 1, {"phoneNumber": "1"}])
+def test_jobs_that_is_no_array_is_a_type_error(queue, jobs):
+    with pytest.raises(TypeError, match="^Jobs is not an array$"):
+        create_push_notifications_jobs(jobs, queue)
+    assert queue.connection.keys() == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "fault"),
+    [
+        ("abc", "is not a dict"),
+        ({"message": "hello"}, "has no phoneNumber"),
+        ({"phoneNumber": "4153518743"}, "has no message"),
+        (
+            {"phoneNumber": 4153518743, "message": "hello"},
+            "phoneNumber that is not a string",
+        ),
+        (
+            {"phoneNumber": "4153518743", "message": None},
+            "message that is not a string",
+        ),
+    ],
+)
+def test_a_wrong_entry_is_named_and_nothing_at_all_is_queued(queue, entry, fault):
+    with pytest.raises(ValueError, match=rf"^jobs\[1\] .*{fault}$"):
+        create_push_notifications_jobs([ALLOWED, entry], queue)
+    assert queue.connection.keys() == []
+
+
+def test_each_entry_becomes_a_job_of_the_queue(queue):
+    jobs = create_push_notifications_jobs([BLACKLISTED, ALLOWED], queue)
+
+    # queue.testMode.jobs
+    assert queue.jobs == jobs
+    assert [job.origin for job in queue.jobs] == ["push_notification_code_3"] * 2
+    assert {job.func_name for job in queue.jobs} == {
+        "7_job_processor.send_notification"
+    }
+    assert queue.jobs[0].args == ("4153518780", "This is the code 1234")
+    assert queue.jobs[1].args == ("4153518743", "This is the code 4321")
+
+
+def test_a_tuple_is_an_array_and_may_be_empty(queue):
+    assert create_push_notifications_jobs((), queue) == []
+    assert len(create_push_notifications_jobs((ALLOWED,), queue)) == 1
+
+
+def test_job_ids_count_on_from_call_to_call(queue, capsys):
+    create_push_notifications_jobs([ALLOWED, ALLOWED], queue)
+    create_push_notifications_jobs([ALLOWED], queue)
+
+    assert queue.job_ids == ["1", "2", "3"]
+    assert capsys.readouterr().out == (
+        "Notification job created: 1\n"
+        "Notification job created: 2\n"
+        "Notification job created: 3\n"
+    )
+
+
+def test_no_job_runs_before_a_worker_does(queue, capsys):
+    [job] = create_push_notifications_jobs([ALLOWED], queue)
+
+    assert job.get_status() == "queued"
+    assert capsys.readouterr().out == "Notification job created: 1\n"
+
+
+def test_progress_and_completion_are_printed(queue, capsys):
+    [job] = create_push_notifications_jobs([ALLOWED], queue)
+    process(queue)
+
+    assert job.get_status() == "finished"
+    assert capsys.readouterr().out.splitlines() == [
+        "Notification job created: 1",
+        "Sending notification to 4153518743, with message: This is the code 4321",
+        "Notification job 1 0% complete",
+        "Notification job 1 50% complete",
+        "Notification job 1 completed",
+    ]
+
+
+def test_a_failure_is_printed_with_its_error(queue, capsys):
+    [job] = create_push_notifications_jobs([BLACKLISTED], queue)
+    process(queue)
+
+    assert job.get_status() == "failed"
+    assert capsys.readouterr().out.splitlines() == [
+        "Notification job created: 1",
+        "Notification job 1 0% complete",
+        "Notification job 1 failed: Phone number 4153518780 is blacklisted",
+    ]
