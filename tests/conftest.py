@@ -1,0 +1,233 @@
+"""What the tests of the scripts share: processes, and Redis servers of their own."""
+
+import importlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fakeredis
+import pytest
+import redis
+
+ROOT = Path(__file__).parent.parent
+# So that importlib finds the scripts, whatever pytest is asked to run.
+sys.path.insert(0, str(ROOT))
+
+
+def wait_until(condition: Callable[[], object], timeout: float = 10) -> object:
+    """Return the first true value of `condition()`; fail after `timeout` seconds."""
+    end = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > end:
+            pytest.fail(f"not within {timeout} s")
+        time.sleep(0.01)
+    return value
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def processes_of_session(session: int) -> list[int]:
+    """Return the ids of the live processes of a session, work horses included."""
+    listing = subprocess.run(
+        ["ps", "-A", "-o", "pid=,stat="], capture_output=True, text=True, check=True
+    )
+    pids = []
+    for line in listing.stdout.splitlines():
+        pid, state = line.split()
+        try:
+            if os.getsid(int(pid)) == session and not state.startswith("Z"):
+                pids.append(int(pid))
+        except ProcessLookupError:
+            pass  # it has ended since
+    return pids
+
+
+class Script:
+    """A command in a process and session of its own, and the lines that it prints."""
+
+    def __init__(self, *command: str, cwd: Path | str | None = None, **env: str):
+        self.process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env={**os.environ, **env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # its group is what a terminal's Ctrl-C reaches
+        )
+        self.lines: list[str] = []
+        self.errors: list[str] = []
+        streams = (self.process.stdout, self.lines), (self.process.stderr, self.errors)
+        self._readers = [
+            threading.Thread(target=self._read, args=args, daemon=True)
+            for args in streams
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    @staticmethod
+    def _read(stream, lines: list[str]) -> None:
+        with stream:
+            for line in stream:
+                lines.append(line.removesuffix("\n"))
+
+    def wait_for(self, text: str, count: int = 1, timeout: float = 10) -> None:
+        """Wait until `count` lines that contain `text` are printed."""
+
+        def printed() -> bool:
+            return sum(text in line for line in self.lines) >= count
+
+        wait_until(printed, timeout)
+
+    def end(self, timeout: float = 10) -> int:
+        """Wait until the script ends by itself, and return its exit status."""
+        status = self.process.wait(timeout)
+        for reader in self._readers:
+            reader.join(timeout)
+        return status
+
+    def ctrl_c(self) -> None:
+        """Do what a terminal does: interrupt the whole foreground process group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def terminate(self) -> None:
+        """Do what `kill` and service managers do."""
+        self.process.terminate()
+
+    def processes(self) -> list[int]:
+        """Return the ids of the script's processes that live."""
+        return processes_of_session(self.process.pid)
+
+    def kill(self) -> None:
+        """End every process of the script, at once."""
+        for pid in self.processes():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it has ended since
+        self.end()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Script]]:
+    """A function that starts a script of the project; all are ended after the test.
+
+    `start("9_stock.py", url, PORT="8000")`; with `redis_url` first comes its REDIS_URL.
+    """
+    scripts = []
+
+    def start(name: str, url: str, **options) -> Script:
+        command = [sys.executable, str(ROOT / name)]
+        scripts.append(Script(*command, REDIS_URL=url, **options))
+        return scripts[-1]
+
+    yield start
+    for script in scripts:
+        script.kill()
+
+
+class RedisServer:
+    """A private redis-server that keeps its data in `folder`."""
+
+    def __init__(self, folder: Path, *options: str):
+        self.folder = folder
+        self.options = options
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}"
+        self.client = redis.Redis(port=self.port, decode_responses=True)
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [
+                *("redis-server", "--port", str(self.port), "--bind", "127.0.0.1"),
+                *("--dir", str(self.folder), *self.options),
+            ],
+            stdout=subprocess.DEVNULL,
+        )
+        wait_until(self._answers)
+
+    def _answers(self) -> bool:
+        try:
+            return redis.Redis.from_url(self.url).ping()
+        except redis.AuthenticationError:
+            return True
+        except redis.ConnectionError:
+            return False
+
+    def stop(self) -> None:
+        """Stop as a service manager does; the data is saved."""
+        self.process.terminate()
+        self.process.wait(10)
+
+
+@pytest.fixture
+def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
+    """A function that starts a private redis-server with the given options."""
+    if not shutil.which("redis-server"):
+        if "CI" in os.environ:
+            pytest.fail("CI must test on a real redis-server, and none is installed")
+        pytest.skip("no redis-server is installed")
+    servers = []
+
+    def start_redis(*options: str) -> RedisServer:
+        servers.append(RedisServer(tmp_path, *options))
+        return servers[-1]
+
+    yield start_redis
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def redis_server(start_redis) -> RedisServer:
+    """A private redis-server, empty."""
+    return start_redis()
+
+
+class FakeServer:
+    """A fakeredis that scripts in other processes can reach."""
+
+    def __init__(self):
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}"
+        self.server = fakeredis.TcpFakeServer(
+            ("127.0.0.1", self.port), server_type="redis"
+        )
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.client = redis.Redis(port=self.port, decode_responses=True)
+
+    def stop(self) -> None:
+        self.client.close()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture(params=["fakeredis", "redis-server"])
+def server(request) -> Iterator[FakeServer | RedisServer]:
+    """An empty Redis that scripts can reach: fakeredis first, then a redis-server."""
+    if request.param == "redis-server":
+        yield request.getfixturevalue("redis_server")
+    else:
+        server = FakeServer()
+        yield server
+        server.stop()
+
+
+def load(name: str):
+    """Import a script by its name, which starts with a digit."""
+    return importlib.import_module(name)
