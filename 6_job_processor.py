@@ -23,8 +23,9 @@ QUEUE = "push_notification_code"
 
 def send_notification(phone_number: str, message: str) -> None:
     """Send `message` to `phone_number`. Twin of `sendNotification`."""
-    text = f"Sending notification to {phone_number}, with message: {message}"
-    print(text, flush=True)  # a work horse flushes nothing at its end
+    line = f"Sending notification to {phone_number}, with message: {message}\n"
+    # In one write, as other workers print here too; a work horse flushes nothing itself.
+    print(line, end="", flush=True)
 
 
 class PatientWorker(Worker):

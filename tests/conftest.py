@@ -1,7 +1,7 @@
 """What the tests of the scripts share: processes, and Redis servers of their own."""
 
-import importlib
 import os
+import runpy
 import shutil
 import signal
 import socket
@@ -15,18 +15,24 @@ from pathlib import Path
 import fakeredis
 import pytest
 import redis
+import redis.asyncio
 
 ROOT = Path(__file__).parent.parent
 # So that importlib finds the scripts, whatever pytest is asked to run.
 sys.path.insert(0, str(ROOT))
 
 
-def wait_until(condition: Callable[[], object], timeout: float = 10) -> object:
-    """Return the first true value of `condition()`; fail after `timeout` seconds."""
+def wait_until(
+    condition: Callable[[], object], timeout: float = 10, state: object = ""
+) -> object:
+    """Return the first true value of `condition()`; fail after `timeout` seconds.
+
+    The failure shows `state`.
+    """
     end = time.monotonic() + timeout
     while not (value := condition()):
         if time.monotonic() > end:
-            pytest.fail(f"not within {timeout} s")
+            pytest.fail(f"not within {timeout} s; {state}")
         time.sleep(0.01)
     return value
 
@@ -78,6 +84,9 @@ class Script:
         for reader in self._readers:
             reader.start()
 
+    def __repr__(self) -> str:
+        return f"{self.process.args} printed {self.lines}, on stderr {self.errors}"
+
     @staticmethod
     def _read(stream, lines: list[str]) -> None:
         with stream:
@@ -90,7 +99,7 @@ class Script:
         def printed() -> bool:
             return sum(text in line for line in self.lines) >= count
 
-        wait_until(printed, timeout)
+        wait_until(printed, timeout, self)
 
     def end(self, timeout: float = 10) -> int:
         """Wait until the script ends by itself, and return its exit status."""
@@ -99,13 +108,10 @@ class Script:
             reader.join(timeout)
         return status
 
-    def ctrl_c(self) -> None:
-        """Do what a terminal does: interrupt the whole foreground process group."""
-        os.killpg(self.process.pid, signal.SIGINT)
-
-    def terminate(self) -> None:
-        """Do what `kill` and service managers do."""
-        self.process.terminate()
+    def stop(self, signum: int) -> None:
+        """Send a signal: Ctrl-C to the whole foreground group, as a terminal does."""
+        send = os.killpg if signum == signal.SIGINT else os.kill
+        send(self.process.pid, signum)
 
     def processes(self) -> list[int]:
         """Return the ids of the script's processes that live."""
@@ -142,12 +148,13 @@ def start() -> Iterator[Callable[..., Script]]:
 class RedisServer:
     """A private redis-server that keeps its data in `folder`."""
 
-    def __init__(self, folder: Path, *options: str):
+    def __init__(self, folder: Path, *options: str, port: int | None = None):
         self.folder = folder
         self.options = options
-        self.port = free_port()
+        self.port = port or free_port()
         self.url = f"redis://127.0.0.1:{self.port}"
         self.client = redis.Redis(port=self.port, decode_responses=True)
+        self.rq_connection = redis.Redis(port=self.port)
         self.start()
 
     def start(self) -> None:
@@ -176,15 +183,15 @@ class RedisServer:
 
 @pytest.fixture
 def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
-    """A function that starts a private redis-server with the given options."""
+    """A function that starts a private redis-server, `start_redis(*options, port=N)`."""
     if not shutil.which("redis-server"):
         if "CI" in os.environ:
             pytest.fail("CI must test on a real redis-server, and none is installed")
         pytest.skip("no redis-server is installed")
     servers = []
 
-    def start_redis(*options: str) -> RedisServer:
-        servers.append(RedisServer(tmp_path, *options))
+    def start_redis(*options: str, port: int | None = None) -> RedisServer:
+        servers.append(RedisServer(tmp_path, *options, port=port))
         return servers[-1]
 
     yield start_redis
@@ -198,36 +205,30 @@ def redis_server(start_redis) -> RedisServer:
     return start_redis()
 
 
-class FakeServer:
-    """A fakeredis that scripts in other processes can reach."""
+@pytest.fixture
+def fake_redis(monkeypatch) -> Iterator[fakeredis.FakeRedis]:
+    """A fakeredis, which all clients of the scripts in this process reach too."""
+    server = fakeredis.FakeServer()
+    for client_class, fake_class in [
+        (redis.Redis, fakeredis.FakeRedis),
+        (redis.asyncio.Redis, fakeredis.FakeAsyncRedis),
+    ]:
 
-    def __init__(self):
-        self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}"
-        self.server = fakeredis.TcpFakeServer(
-            ("127.0.0.1", self.port), server_type="redis"
-        )
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.client = redis.Redis(port=self.port, decode_responses=True)
+        def from_url(url: str, fake_class=fake_class, **options):
+            return fake_class(server=server, **options)
 
-    def stop(self) -> None:
-        self.client.close()
-        self.server.shutdown()
-        self.server.server_close()
+        monkeypatch.setattr(client_class, "from_url", from_url)
+    yield fakeredis.FakeRedis(server=server)
 
 
-@pytest.fixture(params=["fakeredis", "redis-server"])
-def server(request) -> Iterator[FakeServer | RedisServer]:
-    """An empty Redis that scripts can reach: fakeredis first, then a redis-server."""
-    if request.param == "redis-server":
-        yield request.getfixturevalue("redis_server")
-    else:
-        server = FakeServer()
-        yield server
-        server.stop()
+@pytest.fixture
+def run(fake_redis, capsys) -> Iterator[Callable[[str], list[str]]]:
+    """A function that runs a script in this process, and returns the lines it prints."""
+    handler = signal.getsignal(signal.SIGINT)
 
+    def run(name: str) -> list[str]:
+        runpy.run_path(str(ROOT / name), run_name="__main__")
+        return capsys.readouterr().out.splitlines()
 
-def load(name: str):
-    """Import a script by its name, which starts with a digit."""
-    return importlib.import_module(name)
+    yield run
+    signal.signal(signal.SIGINT, handler)
