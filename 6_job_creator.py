@@ -54,7 +54,7 @@ def ended_jobs(ids: list[str], connection: redis.Redis) -> dict[str, str | None]
             ended[job_id] = None
         elif status.decode() in FAILURES:
             result = Job(job_id, connection).latest_result()
-            error = (result and result.exc_string or status.decode()).strip()
+            error = (result and result.exc_string or status.decode()).strip("; \n")
             # The last line of a traceback, "module.Class: message", without the class.
             ended[job_id] = re.sub(r"^[\w.]+: ", "", error.splitlines()[-1])
     return ended
