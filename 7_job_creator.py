@@ -50,13 +50,16 @@ def queue_jobs(jobs: list[dict], queue: Queue) -> list[Job]:
     if not jobs:
         return []
     ids = job_creator.new_job_ids(queue.connection, len(jobs))
+    callbacks = {
+        "on_success": Callback(processor.report_completed),
+        "on_failure": Callback(processor.report_failed),
+    }
     queued = queue.enqueue_many(
         Queue.prepare_data(
             processor.send_notification,
             (job["phoneNumber"], job["message"]),
             job_id=job_id,
-            on_success=Callback(processor.report_completed),
-            on_failure=Callback(processor.report_failed),
+            **callbacks,
         )
         for job_id, job in zip(ids, jobs)
     )
@@ -89,16 +92,10 @@ class Follower:
             events = self._read_stream(count=1000, block=int(1000 * SILENCE))
             if any(job_id in self.waiting for job_id, *_ in events):
                 self.last_news = time.monotonic()
-            # A killed work horse writes no event. Asking about thousands takes longer,
-            # and so happens less often.
-            elif time.monotonic() - self.last_news > SILENCE + len(self.waiting) / 2000:
-                ids = sorted(self.waiting, key=int)
-                ended = job_creator.ended_jobs(ids, self.connection)
-                # First what was written before RQ answered.
-                events = self._read_stream()
-                for job_id, error in ended.items():
-                    event = "completed" if error is None else "failed"
-                    events.append((job_id, event, error))
+            # Asking about thousands of jobs is dear, and so happens less often.
+            patience = SILENCE * (1 + len(self.waiting) / 2000)
+            if time.monotonic() - self.last_news > patience:
+                events += self._ask_rq()
                 self.last_news = time.monotonic()
             return events
         except (redis.ConnectionError, redis.TimeoutError):
@@ -123,6 +120,16 @@ class Follower:
             self.position = entries[-1][0]
         keys = b"job", b"event", b"detail"
         return [tuple(fields[key].decode() for key in keys) for _, fields in entries]
+
+    def _ask_rq(self) -> list[Event]:
+        """Ask RQ which jobs have ended: a killed work horse writes no event."""
+        ids = sorted(self.waiting, key=int)
+        ended = job_creator.ended_jobs(ids, self.connection)
+        # What was written before RQ answered comes first.
+        return self._read_stream() + [
+            (job_id, "failed" if error else "completed", error or "")
+            for job_id, error in ended.items()
+        ]
 
 
 def main() -> None:

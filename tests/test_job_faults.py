@@ -301,12 +301,13 @@ def test_a_full_redis_takes_none_of_a_long_list(redis_server, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_list_of_20_000_is_queued_whole(redis_server, capsys):
+def test_a_list_of_20_000_is_queued_whole(redis_server, capsys, monkeypatch):
     queue = Queue(QUEUE, connection=redis_server.rq_connection)
     jobs = job_script.create_push_notifications_jobs([ALLOWED] * 20_000, queue)
     assert queue.job_ids == [job.id for job in jobs]
     assert [job.id for job in jobs] == [str(number) for number in range(1, 20_001)]
     assert capsys.readouterr().out.count("created") == 20_000
+    monkeypatch.setattr(creator_script, "SILENCE", 0.1)
     redis_server.client.flushall()
     job_script.wait_for_jobs()
 
