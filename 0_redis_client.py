@@ -22,7 +22,7 @@ CHECK_TIMEOUT = (
 )
 
 
-def create_client(client_class: type = redis.Redis, **options):
+def create_client(client_class: type = redis.Redis, **options) -> redis.Redis:
     """Return a client for the Redis at `REDIS_URL`. It connects when it is first used.
 
     `client_class` is `redis.Redis` or `redis.asyncio.Redis`; `options` are those of

@@ -33,7 +33,7 @@ class PatientWorker(Worker):
 
     _stop_requested = False
 
-    def __init__(self, queues, *, connection: redis.Redis, **options):
+    def __init__(self, queues: list, *, connection: redis.Redis, **options):
         # Every command of the worker and of its work horses waits until Redis is back.
         errors = redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError
         connection.set_retry(Retry(Patience(self), retries=-1, supported_errors=errors))
@@ -41,7 +41,9 @@ class PatientWorker(Worker):
         intervals = {"job_monitoring_interval": 5, "maintenance_interval": 5}
         super().__init__(queues, connection=connection, **(intervals | options))
 
-    def dequeue_job_and_maintain_ttl(self, timeout, max_idle_time=None):
+    def dequeue_job_and_maintain_ttl(
+        self, timeout: int | None, max_idle_time: int | None = None
+    ) -> tuple | None:
         """Wait for a job, looking up twice a second whether to stop.
 
         RQ's own wait is cut short by the signal, which can drop a job just received.
@@ -52,10 +54,10 @@ class PatientWorker(Worker):
                 return found
         raise StopRequested
 
-    def _shutdown(self):
+    def _shutdown(self) -> None:
         self._stop_requested = True
 
-    def teardown(self):
+    def teardown(self) -> None:
         with suppress(StopRequested):  # no Redis to sign off from
             super().teardown()
 

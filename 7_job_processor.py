@@ -70,11 +70,11 @@ def events_key(queue_name: str) -> str:
 class NotificationWorker(job_processor.PatientWorker):
     """A worker for whom a blacklisted number is nothing to log."""
 
-    def work(self, *args, **options):
+    def work(self, *args, **options) -> bool:
         # A pool gives each worker a scheduler process, which outlives a killed worker.
         return super().work(*args, **(options | {"with_scheduler": False}))
 
-    def handle_exception(self, job: Job, *exc_info):
+    def handle_exception(self, job: Job, *exc_info) -> None:
         if not issubclass(exc_info[0], BlacklistedError):
             super().handle_exception(job, *exc_info)
 

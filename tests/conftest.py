@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import fakeredis
@@ -43,19 +44,28 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+def live_processes() -> Iterator[int]:
+    """Yield the ids of all processes but the zombies."""
+    if Path("/proc/self").exists():  # a bare Linux has no ps
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+                if not stat.read_text().rpartition(") ")[2].startswith("Z"):
+                    yield int(stat.parent.name)
+    else:
+        listing = subprocess.check_output(["ps", "-A", "-o", "pid=,stat="], text=True)
+        for line in listing.splitlines():
+            pid, state = line.split()
+            if not state.startswith("Z"):
+                yield int(pid)
+
+
 def processes_of_session(session: int) -> list[int]:
     """Return the ids of the live processes of a session, work horses included."""
-    listing = subprocess.run(
-        ["ps", "-A", "-o", "pid=,stat="], capture_output=True, text=True, check=True
-    )
     pids = []
-    for line in listing.stdout.splitlines():
-        pid, state = line.split()
-        try:
-            if os.getsid(int(pid)) == session and not state.startswith("Z"):
-                pids.append(int(pid))
-        except ProcessLookupError:
-            pass  # it has ended since
+    for pid in live_processes():
+        with suppress(ProcessLookupError):
+            if os.getsid(pid) == session:
+                pids.append(pid)
     return pids
 
 
@@ -120,10 +130,8 @@ class Script:
     def kill(self) -> None:
         """End every process of the script, at once."""
         for pid in self.processes():
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # it has ended since
         self.end()
 
 
