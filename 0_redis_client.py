@@ -17,9 +17,8 @@ if __name__ == "__main__":
 import redis
 
 CONNECTED = "Redis client connected to the server"
-CHECK_TIMEOUT = (
-    0.5  # seconds in which a Redis that is up answers; later commands get more
-)
+# Seconds in which a Redis that is up is reached and answers; later commands get more.
+CHECK_TIMEOUT = 0.5
 
 
 def create_client(client_class: type = redis.Redis, **options) -> redis.Redis:
@@ -31,9 +30,8 @@ def create_client(client_class: type = redis.Redis, **options) -> redis.Redis:
     Raises ValueError when `REDIS_URL` is malformed. Twin of `redis.createClient()`.
     """
     url = os.environ.get("REDIS_URL", "redis://localhost:6379")
-    return client_class.from_url(
-        url, **{"socket_connect_timeout": CHECK_TIMEOUT, **options}
-    )
+    options = {"socket_connect_timeout": CHECK_TIMEOUT} | options
+    return client_class.from_url(url, **options)
 
 
 def connect(**options) -> redis.Redis:
@@ -42,7 +40,7 @@ def connect(**options) -> redis.Redis:
     Ends the script with status 1 when it does not.
     """
     with exit_if_unreachable():
-        with create_client(**{**options, "socket_timeout": CHECK_TIMEOUT}) as probe:
+        with create_client(**options | {"socket_timeout": CHECK_TIMEOUT}) as probe:
             probe.ping()
         return create_client(**options)
 

@@ -79,10 +79,19 @@ class NotificationWorker(job_processor.PatientWorker):
             super().handle_exception(job, *exc_info)
 
 
+class NotificationPool(WorkerPool):
+    """A pool that ends with its last worker, instead of looking every second."""
+
+    def request_stop(self, signum=None, frame=None) -> None:
+        super().request_stop(signum, frame)
+        for worker in [*self.worker_dict.values()]:
+            worker.process.join()
+
+
 def main() -> None:
     """Work on the queue until stopped. Twin of `queue.process`, whose 2nd argument is 2."""
     job_processor.keep_stdout_clean()
-    pool = WorkerPool(
+    pool = NotificationPool(
         [QUEUE],
         connection=redis_client.connect(),
         num_workers=2,

@@ -127,7 +127,7 @@ def test_a_stop_at_rest_is_prompt_and_quiet(
     if redis_is_away:
         redis_server.stop()
     script.stop(signum)
-    script.end(timeout=2.5)
+    script.end(timeout=5)
     assert script.processes() == []
     assert "Traceback" not in "\n".join(script.errors)
     if not redis_is_away:

@@ -67,20 +67,22 @@ def test_a_stopped_processor_finishes_the_job_in_hand(
     job = queue_sleep(redis_server, 1, queue_name)
     wait_until(lambda: status(redis_server, job) == "started")
     processor.stop(signum)
-    assert processor.end(timeout=3.5) == 0
+    assert processor.end() == 0
     assert status(redis_server, job) == "finished"
     assert processor.processes() == []
     assert processor.errors == []
 
 
-def test_a_second_ctrl_c_gives_the_job_in_hand_up(start, redis_server):
-    processor = start_processor(start, redis_server, "6_job_processor.py")
-    job = queue_sleep(redis_server, 60, "push_notification_code")
+@pytest.mark.parametrize("name", ["6_job_processor.py", "7_job_processor.py"])
+def test_a_second_ctrl_c_gives_the_job_in_hand_up(start, redis_server, name):
+    processor = start_processor(start, redis_server, name)
+    queue_name = importlib.import_module(name.removesuffix(".py")).QUEUE
+    job = queue_sleep(redis_server, 60, queue_name)
     wait_until(lambda: status(redis_server, job) == "started")
     processor.stop(signal.SIGINT)
     time.sleep(1.1)  # RQ takes a second signal within a second for the same
     processor.stop(signal.SIGINT)
-    processor.end(timeout=2)
+    processor.end()
     assert processor.processes() == []
 
 
