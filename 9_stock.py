@@ -58,23 +58,25 @@ def get_current_reserved_stock_by_id(item_id: int, connection=None) -> int:
 def reserve_one(item: dict) -> bool:
     """Reserve a unit of `item`, once and for one client; return False when sold out."""
     item_id, quantity = item["itemId"], item["initialAvailableQuantity"]
-
-    def reserve(pipe: redis.client.Pipeline) -> bool:
-        reserved = get_current_reserved_stock_by_id(item_id, pipe)
-        if reserved >= quantity:
-            return False
-        # From here on Redis refuses to write if another client has written since the
-        # reading; `transaction` then begins again.
-        pipe.multi()
-        reserve_stock_by_id(item_id, reserved + 1, pipe)
-        return True
-
-    # The first look spares a sold out item the transaction's three round trips.
-    return get_current_reserved_stock_by_id(
-        item_id
-    ) < quantity and client().transaction(
-        reserve, f"item.{item_id}", value_from_callable=True
-    )
+    # Held: one that nobody holds closes its connections, and threads that come first
+    # at once may each get a client of their own.
+    connection = client()
+    with connection.pipeline() as pipe:
+        while True:
+            # Redis refuses to execute if another client writes from here on.
+            pipe.watch(f"item.{item_id}")
+            reserved = get_current_reserved_stock_by_id(item_id, pipe)
+            if reserved >= quantity:
+                return False
+            pipe.multi()
+            reserve_stock_by_id(item_id, reserved + 1, pipe)
+            try:
+                pipe.execute()
+                return True
+            except redis.WatchError as error:
+                # Also raised when the connection breaks: then it may have been executed.
+                if error.__context__:
+                    raise
 
 
 def respond(path: str) -> tuple[HTTPStatus, dict | list]:
