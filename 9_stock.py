@@ -36,7 +36,8 @@ list_products = [
 @cache
 def client() -> redis.Redis:
     """The one client of all threads. It answers or raises an error within a second."""
-    return redis_client.create_client(socket_timeout=1)
+    # One connection for each thread; redis-py's limit of 100 is an error beyond it.
+    return redis_client.create_client(socket_timeout=1, max_connections=10_000)
 
 
 def get_item_by_id(item_id: int | str) -> dict | None:
