@@ -132,6 +132,7 @@ class RequestHandler(WSGIRequestHandler):
     """Answers malformed requests in JSON as well, and logs no others."""
 
     timeout = 1  # second until an idle connection is dropped; a stop waits as long
+    default_request_version = "HTTP/1.0"  # HTTP/0.9 has no status line
     error_content_type = JSON
     error_message_format = '{"status":"%(explain)s"}'
 
