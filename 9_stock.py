@@ -13,10 +13,11 @@ from collections.abc import Callable
 from functools import cache
 from http import HTTPStatus
 from socketserver import ThreadingMixIn
+from threading import Thread
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the server sets its own
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback, during imports too
 
 import redis
 
@@ -160,11 +161,13 @@ def main() -> None:
     except (OSError, ValueError, OverflowError) as error:
         sys.exit(f"Can't listen on port {port}: {error}")
     server.set_app(app)
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: sys.exit())
+    stop_signals = signal.SIGINT, signal.SIGTERM
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)  # in all threads
     with server:
         print(f"API available on localhost port {server.server_port}", flush=True)
-        server.serve_forever()
+        Thread(target=server.serve_forever).start()
+        signal.sigwait(stop_signals)
+        server.shutdown()
 
 
 if __name__ == "__main__":
