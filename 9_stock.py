@@ -167,6 +167,7 @@ def main() -> None:
         print(f"API available on localhost port {server.server_port}", flush=True)
         Thread(target=server.serve_forever).start()
         signal.sigwait(stop_signals)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals)  # the next one kills
         server.shutdown()
 
 
