@@ -13,10 +13,11 @@ from collections.abc import Callable
 from functools import cache
 from http import HTTPStatus
 from socketserver import ThreadingMixIn
+from threading import Thread
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the server sets its own
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback, during imports too
 
 import redis
 
@@ -36,7 +37,8 @@ list_products = [
 @cache
 def client() -> redis.Redis:
     """The one client of all threads. It answers or raises an error within a second."""
-    return redis_client.create_client(socket_timeout=1)
+    # One connection for each thread; redis-py's limit of 100 is an error beyond it.
+    return redis_client.create_client(socket_timeout=1, max_connections=10_000)
 
 
 def get_item_by_id(item_id: int | str) -> dict | None:
@@ -58,23 +60,25 @@ def get_current_reserved_stock_by_id(item_id: int, connection=None) -> int:
 def reserve_one(item: dict) -> bool:
     """Reserve a unit of `item`, once and for one client; return False when sold out."""
     item_id, quantity = item["itemId"], item["initialAvailableQuantity"]
-
-    def reserve(pipe: redis.client.Pipeline) -> bool:
-        reserved = get_current_reserved_stock_by_id(item_id, pipe)
-        if reserved >= quantity:
-            return False
-        # From here on Redis refuses to write if another client has written since the
-        # reading; `transaction` then begins again.
-        pipe.multi()
-        reserve_stock_by_id(item_id, reserved + 1, pipe)
-        return True
-
-    # The first look spares a sold out item the transaction's three round trips.
-    return get_current_reserved_stock_by_id(
-        item_id
-    ) < quantity and client().transaction(
-        reserve, f"item.{item_id}", value_from_callable=True
-    )
+    # Held: one that nobody holds closes its connections, and threads that come first
+    # at once may each get a client of their own.
+    connection = client()
+    with connection.pipeline() as pipe:
+        while True:
+            # Redis refuses to execute if another client writes from here on.
+            pipe.watch(f"item.{item_id}")
+            reserved = get_current_reserved_stock_by_id(item_id, pipe)
+            if reserved >= quantity:
+                return False
+            pipe.multi()
+            reserve_stock_by_id(item_id, reserved + 1, pipe)
+            try:
+                pipe.execute()
+                return True
+            except redis.WatchError as error:
+                # Also raised when the connection breaks: then it may have been executed.
+                if error.__context__:
+                    raise
 
 
 def respond(path: str) -> tuple[HTTPStatus, dict | list]:
@@ -129,6 +133,7 @@ class RequestHandler(WSGIRequestHandler):
     """Answers malformed requests in JSON as well, and logs no others."""
 
     timeout = 1  # second until an idle connection is dropped; a stop waits as long
+    default_request_version = "HTTP/1.0"  # HTTP/0.9 has no status line
     error_content_type = JSON
     error_message_format = '{"status":"%(explain)s"}'
 
@@ -156,11 +161,14 @@ def main() -> None:
     except (OSError, ValueError, OverflowError) as error:
         sys.exit(f"Can't listen on port {port}: {error}")
     server.set_app(app)
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: sys.exit())
+    stop_signals = signal.SIGINT, signal.SIGTERM
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)  # in all threads
     with server:
         print(f"API available on localhost port {server.server_port}", flush=True)
-        server.serve_forever()
+        Thread(target=server.serve_forever).start()
+        signal.sigwait(stop_signals)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals)  # the next one kills
+        server.shutdown()
 
 
 if __name__ == "__main__":
