@@ -60,25 +60,23 @@ def get_current_reserved_stock_by_id(item_id: int, connection=None) -> int:
 def reserve_one(item: dict) -> bool:
     """Reserve a unit of `item`, once and for one client; return False when sold out."""
     item_id, quantity = item["itemId"], item["initialAvailableQuantity"]
-    # Held: one that nobody holds closes its connections, and threads that come first
-    # at once may each get a client of their own.
-    connection = client()
-    with connection.pipeline() as pipe:
-        while True:
-            # Redis refuses to execute if another client writes from here on.
-            pipe.watch(f"item.{item_id}")
-            reserved = get_current_reserved_stock_by_id(item_id, pipe)
-            if reserved >= quantity:
-                return False
-            pipe.multi()
-            reserve_stock_by_id(item_id, reserved + 1, pipe)
-            try:
-                pipe.execute()
-                return True
-            except redis.WatchError as error:
-                # Also raised when the connection breaks: then it may have been executed.
-                if error.__context__:
-                    raise
+
+    def reserve(pipe: redis.client.Pipeline) -> bool:
+        reserved = get_current_reserved_stock_by_id(item_id, pipe)
+        if reserved >= quantity:
+            return False
+        pipe.multi()
+        reserve_stock_by_id(item_id, reserved + 1, pipe)
+        try:
+            pipe.execute()  # refused if another client has written since the reading
+        except redis.WatchError as error:
+            # Raised as well when the connection broke; Redis may have executed then.
+            raise error.__context__ or error from None
+        return True
+
+    # It watches the key, and begins again after a WatchError.
+    key = f"item.{item_id}"
+    return client().transaction(reserve, key, value_from_callable=True)
 
 
 def respond(path: str) -> tuple[HTTPStatus, dict | list]:
@@ -94,10 +92,9 @@ def respond(path: str) -> tuple[HTTPStatus, dict | list]:
                 reserved = get_current_reserved_stock_by_id(item["itemId"])
                 left = item["initialAvailableQuantity"] - reserved
                 return HTTPStatus.OK, item | {"currentQuantity": left}
-            confirmed = reserve_one(item)
-            status = (
-                "Reservation confirmed" if confirmed else "Not enough stock available"
-            )
+            status = "Not enough stock available"
+            if reserve_one(item):
+                status = "Reservation confirmed"
             return HTTPStatus.OK, {"status": status, "itemId": item["itemId"]}
         case _:
             return HTTPStatus.NOT_FOUND, {"status": "Not found"}
@@ -110,10 +107,8 @@ def app(environ: dict, start_response: Callable) -> list[bytes]:
         if method in ("GET", "HEAD"):
             status, body = respond(environ["PATH_INFO"])
         else:
-            status, body = (
-                HTTPStatus.METHOD_NOT_ALLOWED,
-                {"status": "Method not allowed"},
-            )
+            status = HTTPStatus.METHOD_NOT_ALLOWED
+            body = {"status": "Method not allowed"}
             headers.append(("Allow", "GET, HEAD"))
     except redis.RedisError as error:
         logger.warning("Stock is not available: %s", error)

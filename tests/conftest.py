@@ -76,7 +76,7 @@ class Script:
         self.process = subprocess.Popen(
             command,
             cwd=cwd,
-            env={**os.environ, **env},
+            env={**os.environ, "PYTHONUNBUFFERED": "", **env},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -153,6 +153,14 @@ def start() -> Iterator[Callable[..., Script]]:
         script.kill()
 
 
+def require_redis_server() -> None:
+    """Skip the test where no redis-server is installed, but fail it in CI."""
+    if not shutil.which("redis-server"):
+        if "CI" in os.environ:
+            pytest.fail("CI must test on a real redis-server, and none is installed")
+        pytest.skip("no redis-server is installed")
+
+
 class RedisServer:
     """A private redis-server that keeps its data in `folder`."""
 
@@ -192,10 +200,7 @@ class RedisServer:
 @pytest.fixture
 def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
     """A function that starts a private redis-server, `start_redis(*options, port=N)`."""
-    if not shutil.which("redis-server"):
-        if "CI" in os.environ:
-            pytest.fail("CI must test on a real redis-server, and none is installed")
-        pytest.skip("no redis-server is installed")
+    require_redis_server()
     servers = []
 
     def start_redis(*options: str, port: int | None = None) -> RedisServer:

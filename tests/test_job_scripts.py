@@ -155,9 +155,10 @@ def test_task_8_and_9_start_in_any_order(
     if processor_first:
         processor = start("7_job_processor.py", url, cwd=tmp_path)
         wait_until(lambda: redis_server.client.scard("rq:workers") == 2)
-    else:
+    else:  # and unbuffered: then print() would write a line's end by itself
         start("7_job_creator.py", url, cwd=tmp_path).wait_for("created", 11)
-        processor = start("7_job_processor.py", url, cwd=tmp_path)
+        unbuffered = {"PYTHONUNBUFFERED": "1"}
+        processor = start("7_job_processor.py", url, cwd=tmp_path, **unbuffered)
         processor.wait_for("Sending", 9)
     script = start("7_job_creator.py", url, cwd=tmp_path)
     assert script.end() == 0

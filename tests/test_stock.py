@@ -1,6 +1,7 @@
 """Task 12, the stock service: its WSGI application alone, then processes that serve it."""
 
 import http.client
+import importlib
 import json
 import signal
 import socket
@@ -20,9 +21,16 @@ from wsgiref.validate import validator
 
 import fakeredis
 import pytest
-from conftest import ROOT, FakeServer, RedisServer, Script, free_port, load, wait_until
+from conftest import (
+    ROOT,
+    RedisServer,
+    Script,
+    free_port,
+    require_redis_server,
+    wait_until,
+)
 
-stock = load("9_stock")
+stock = importlib.import_module("9_stock")
 
 QUANTITIES = {1: 4, 2: 10, 3: 2, 4: 5}
 SUITCASES = {
@@ -255,9 +263,10 @@ def test_get_current_reserved_stock_by_id_is_0_when_there_is_none(fake):
 
 
 @pytest.fixture(scope="module")
-def fake_server() -> Iterator[FakeServer]:
-    """A Redis for tests that don't change it."""
-    server = FakeServer()
+def shared_redis(tmp_path_factory) -> Iterator[RedisServer]:
+    """A Redis for the tests that don't change it."""
+    require_redis_server()
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
     yield server
     server.stop()
 
@@ -296,15 +305,15 @@ def get_at_once(port: int, paths: list[str]) -> list[Answer]:
         return list(pool.map(get, [port] * count, paths))
 
 
-def test_the_process_answers_by_the_table_as_well(serve, server, tmp_path):
-    script, port = serve(server.url, cwd=tmp_path)
+def test_the_process_answers_by_the_table_as_well(serve, redis_server, tmp_path):
+    script, port = serve(redis_server.url, cwd=tmp_path)
     for method, path, status, body in TABLE:
         answer = get(port, path, method)
         assert (path, answer.status, answer.body) == (path, status, body)
     assert get(port, "/list_products", "HEAD").body == ""
     assert script.lines == [f"API available on localhost port {port}"]
     assert script.errors == []
-    assert sorted(server.client.keys()) == ["item.1", "item.3"]
+    assert sorted(redis_server.client.keys()) == ["item.1", "item.3"]
 
 
 def test_an_unforeseen_error_has_its_traceback_on_standard_error_only(
@@ -318,19 +327,18 @@ def test_an_unforeseen_error_has_its_traceback_on_standard_error_only(
     assert len(script.lines) == 1
 
 
-def test_port_chooses_the_port_of_the_loopback_address(serve, fake_server):
+def test_port_chooses_the_port_of_the_loopback_address(serve, shared_redis):
     port = free_port()
-    # Without the variable, a line that isn't flushed would not come.
-    script, _ = serve(fake_server.url, port, PYTHONUNBUFFERED="")
+    script, _ = serve(shared_redis.url, port)
     assert script.lines == [f"API available on localhost port {port}"]
     assert get(port, "/list_products").status == 200
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.2", port), timeout=1)
 
 
-def test_without_port_it_is_1245(start, fake_server, monkeypatch):
+def test_without_port_it_is_1245(start, shared_redis, monkeypatch):
     monkeypatch.delenv("PORT", raising=False)
-    script = start("9_stock.py", fake_server.url)
+    script = start("9_stock.py", shared_redis.url)
     wait_until(lambda: script.lines or script.errors)
     # The second is right as well: on this machine something else has that port.
     said = (script.lines + script.errors)[0]
@@ -339,9 +347,9 @@ def test_without_port_it_is_1245(start, fake_server, monkeypatch):
     )
 
 
-def test_a_port_that_is_taken_is_one_clear_line(serve, start, fake_server):
-    _, port = serve(fake_server.url)
-    second = start("9_stock.py", fake_server.url, PORT=str(port))
+def test_a_port_that_is_taken_is_one_clear_line(serve, start, shared_redis):
+    _, port = serve(shared_redis.url)
+    second = start("9_stock.py", shared_redis.url, PORT=str(port))
     assert second.end() == 1
     assert second.lines == []
     (error,) = second.errors
@@ -349,9 +357,9 @@ def test_a_port_that_is_taken_is_one_clear_line(serve, start, fake_server):
     assert get(port, "/list_products").status == 200
 
 
-def test_a_port_that_is_none_is_one_clear_line(start, fake_server):
+def test_a_port_that_is_none_is_one_clear_line(start, shared_redis):
     ports = ["", "http", "-1", "65536"]
-    scripts = [start("9_stock.py", fake_server.url, PORT=port) for port in ports]
+    scripts = [start("9_stock.py", shared_redis.url, PORT=port) for port in ports]
     for port, script in zip(ports, scripts):
         assert script.end() == 1
         assert script.lines == []
@@ -482,9 +490,9 @@ def test_every_one_of_150_requests_at_once_waits_for_a_slow_redis(serve, redis_s
 
 
 def test_connections_without_a_request_keep_nobody_waiting_and_are_dropped(
-    serve, fake_server
+    serve, shared_redis
 ):
-    script, port = serve(fake_server.url)
+    script, port = serve(shared_redis.url)
     with ExitStack() as stack:
         connections = []
         for begin in [b"", b"GET /lis", b"GET /%bX: " % LINE, b"GET /%b" % LINE] * 50:
@@ -504,7 +512,7 @@ def test_reservations_survive_a_restart_of_the_service(serve, redis_server):
     script, port = serve(redis_server.url)
     for _ in range(3):
         assert get(port, "/reserve_product/1").body == confirmed(1)
-    script.terminate()
+    script.stop(signal.SIGTERM)
     assert script.end() == 0
     serve(redis_server.url, port)
     assert get(port, "/list_products/1").body == left(1, 1)
@@ -521,10 +529,10 @@ def frozen(redis: RedisServer) -> Iterator[None]:
 
 
 def assert_stock_is_away(port: int) -> None:
-    """Make sure that 20 clients at once are told so, within about two seconds."""
+    """Make sure that 20 clients at once are told so, in seconds, not in minutes."""
     begin = time.monotonic()
     answers = get_at_once(port, ["/list_products/1", "/reserve_product/1"] * 10)
-    assert time.monotonic() - begin < 2.5
+    assert time.monotonic() - begin < 4
     assert {(answer.status, answer.body) for answer in answers} == {(503, AWAY)}
     assert get(port, "/list_products").status == 200
 
@@ -567,7 +575,7 @@ def test_redis_that_takes_no_writes_is_503_and_is_asked_once(serve, redis_server
     redis_server.client.client_pause(10_000, all=False)
     begin = time.monotonic()
     answer = get(port, "/reserve_product/1")
-    assert time.monotonic() - begin < 2.5
+    assert time.monotonic() - begin < 4
     assert (answer.status, answer.body) == (503, AWAY)
     redis_server.client.client_unpause()
     assert get(port, "/reserve_product/1").body == confirmed(1)
@@ -589,13 +597,13 @@ def test_redis_that_is_full_is_503_and_reserves_nothing(serve, redis_server):
 
 
 @pytest.fixture(scope="module")
-def service(fake_server) -> Iterator[tuple[Script, int]]:
+def service(shared_redis) -> Iterator[tuple[Script, int]]:
     """One service for all the abuse; what it must not say is looked for at the end."""
     command = sys.executable, str(ROOT / "9_stock.py")
-    script = Script(*command, REDIS_URL=fake_server.url, PORT="0")
+    script = Script(*command, REDIS_URL=shared_redis.url, PORT="0")
     try:
         yield script, port_of(script)
-        script.terminate()
+        script.stop(signal.SIGTERM)
         assert script.end() == 0
         assert len(script.lines) == 1
         assert "Traceback" not in "\n".join(script.errors)
@@ -704,7 +712,7 @@ def test_clients_that_leave_before_the_answer_are_no_error(service):
 
 # 6. The end.
 
-STOPS = Script.ctrl_c, Script.terminate
+STOPS = signal.SIGINT, signal.SIGTERM
 
 
 def serve_two(start: Callable[..., Script], url: str) -> list[tuple[Script, int]]:
@@ -716,23 +724,23 @@ def serve_two(start: Callable[..., Script], url: str) -> list[tuple[Script, int]
 def assert_end_well(services: list[tuple[Script, int]]) -> None:
     """Stop the services, and make sure that they end in time and without noise."""
     begin = time.monotonic()
-    for stop, (script, _) in zip(STOPS * 2, services):
-        stop(script)
-    for stop, (script, _) in zip(STOPS * 2, services):
-        assert (stop, script.end()) == (stop, 0)
+    for signum, (script, _) in zip(STOPS * 2, services):
+        script.stop(signum)
+    for signum, (script, _) in zip(STOPS * 2, services):
+        assert (signum, script.end()) == (signum, 0)
         assert len(script.lines) == 1
         assert "Traceback" not in "\n".join(script.errors)
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 5
 
 
-def test_ctrl_c_and_sigterm_end_it_at_rest(start, fake_server):
-    services = serve_two(start, fake_server.url)
+def test_ctrl_c_and_sigterm_end_it_at_rest(start, shared_redis):
+    services = serve_two(start, shared_redis.url)
     assert_end_well(services)
     assert [script.errors for script, _ in services] == [[], []]
 
 
-def test_ctrl_c_and_sigterm_end_it_with_idle_connections_open(start, fake_server):
-    services = serve_two(start, fake_server.url)
+def test_ctrl_c_and_sigterm_end_it_with_idle_connections_open(start, shared_redis):
+    services = serve_two(start, shared_redis.url)
     with ExitStack() as stack:
         for begin in [b"", b"GET /list_pro"] * 10:
             for _, port in services:
@@ -777,8 +785,8 @@ def test_ctrl_c_and_sigterm_under_load_lose_no_answer(start, redis_server):
         assert sum(count.result() for count in answers) == asked()
 
 
-def test_a_second_ctrl_c_ends_it_whatever_a_client_does(serve, fake_server):
-    script, port = serve(fake_server.url)
+def test_a_second_ctrl_c_ends_it_whatever_a_client_does(serve, shared_redis):
+    script, port = serve(shared_redis.url)
     dribbles = Event()
 
     def dribble() -> None:
@@ -791,9 +799,9 @@ def test_a_second_ctrl_c_ends_it_whatever_a_client_does(serve, fake_server):
     Thread(target=dribble, daemon=True).start()
     wait_until(dribbles.is_set)
     get(port, "/list_products")  # so the connection before this one is accepted
-    script.ctrl_c()
+    script.stop(signal.SIGINT)
     wait_until(lambda: not listens(port))
-    script.ctrl_c()
+    script.stop(signal.SIGINT)
     assert script.end() == -signal.SIGINT
     assert len(script.lines) == 1
     assert script.errors == []
