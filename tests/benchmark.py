@@ -457,6 +457,7 @@ def interrupted(signum: int, frame: object) -> None:
     """End what was started, then this process."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    print(file=sys.stderr)  # after the line of progress
     sys.exit(128 + signum)
 
 
