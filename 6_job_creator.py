@@ -67,7 +67,7 @@ def wait_for_end(job: Job) -> bool:
     """
     while True:
         try:
-            job.latest_result(timeout=2)  # seconds; returns at once when there is one
+            job.latest_result(timeout=1)  # second; returns at once when there is one
             if ended := ended_jobs([job.id], job.connection):
                 return ended[job.id] is None
         except (redis.ConnectionError, redis.TimeoutError):

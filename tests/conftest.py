@@ -137,16 +137,17 @@ class Script:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Script]]:
-    """A function that starts a script of the project; all are ended after the test.
+    """A function that starts a script, `start("9_stock.py", redis_url, PORT="8000")`.
 
-    `start("9_stock.py", url, PORT="8000")`; with `redis_url` first comes its REDIS_URL.
+    All are ended after the test.
     """
     scripts = []
 
     def start(name: str, url: str, **options) -> Script:
-        command = [sys.executable, str(ROOT / name)]
-        scripts.append(Script(*command, REDIS_URL=url, **options))
-        return scripts[-1]
+        script = Script(sys.executable, str(ROOT / name), REDIS_URL=url, **options)
+        script.name = name
+        scripts.append(script)
+        return script
 
     yield start
     for script in scripts:
@@ -181,7 +182,11 @@ class RedisServer:
             ],
             stdout=subprocess.DEVNULL,
         )
-        wait_until(self._answers)
+        try:
+            wait_until(self._answers)
+        except BaseException:
+            self.process.kill()
+            raise
 
     def _answers(self) -> bool:
         try:
@@ -209,7 +214,8 @@ def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
 
     yield start_redis
     for server in servers:
-        server.stop()
+        server.process.kill()  # its data is not needed, and a clean end takes longer
+        server.process.wait()
 
 
 @pytest.fixture

@@ -5,14 +5,18 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 
 import pytest
+import redis
 from conftest import ROOT, free_port, wait_until
 
 NOT_CONNECTED = "Redis client not connected to the server: "
 SCRIPTS = sorted(path.name for path in ROOT.glob("[0-9]_*.py"))
 # The subscriber waits for a Redis that is away, the others end.
 ENDING = [name for name in SCRIPTS if name != "5_subscriber.py"]
+# Those that reach Redis in two ways; the others do it as the first.
+SYNC_AND_ASYNC = ["0_redis_client.py", "2_redis_op_async.py"]
 
 
 def start_all(start, names, url):
@@ -44,41 +48,39 @@ assert signal.getsignal(signal.SIGINT) is handler
 
 
 @pytest.mark.parametrize(
-    "url",
+    ("url", "names"),
     [
-        "redis://127.0.0.1:{port}",
-        "127.0.0.1:{port}",
-        "redis://127.0.0.1:port",
-        "redis://127.0.0.1:{port}?no_such_option=1",
-        "rediss://127.0.0.1:{port}",
+        ("redis://127.0.0.1:{port}", ENDING),
+        ("127.0.0.1:{port}", SCRIPTS),
+        ("redis://127.0.0.1:port", SYNC_AND_ASYNC),
+        ("redis://127.0.0.1:{port}?no_such_option=1", SYNC_AND_ASYNC),
+        ("rediss://127.0.0.1:{port}", SYNC_AND_ASYNC),
     ],
 )
-def test_without_redis_there_is_one_line_and_status_1(start, url):
-    scripts = start_all(start, ENDING, url.format(port=free_port()))
+def test_without_redis_there_is_one_line_and_status_1(start, url, names):
+    scripts = start_all(start, names, url.format(port=free_port()))
     assert_each_says_in_one_line_that_it_is_not_connected(scripts)
 
 
-@pytest.mark.parametrize("scheme", ["redis", "rediss"])
-def test_a_redis_that_does_not_answer_is_not_waited_for(start, scheme):
+@pytest.mark.parametrize(
+    ("scheme", "names"), [("redis", ENDING), ("rediss", SYNC_AND_ASYNC)]
+)
+def test_a_redis_that_does_not_answer_is_not_waited_for(start, scheme, names):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}"
         assert_each_says_in_one_line_that_it_is_not_connected(
-            start_all(start, ENDING, url)
+            start_all(start, names, url)
         )
 
 
-def test_a_malformed_url_ends_the_subscriber_too(start):
-    scripts = start_all(start, ["5_subscriber.py"], "127.0.0.1:6379")
-    assert_each_says_in_one_line_that_it_is_not_connected(scripts)
-
-
-@pytest.mark.parametrize("user", ["", ":wrong@", "nobody:secret@"])
-def test_a_refused_password_ends_every_script(start, start_redis, user):
+@pytest.mark.parametrize(
+    ("user", "names"),
+    [("", SCRIPTS), (":wrong@", SYNC_AND_ASYNC), ("nobody:secret@", SYNC_AND_ASYNC)],
+)
+def test_a_refused_password_ends_every_script(start, start_redis, user, names):
     server = start_redis("--requirepass", "secret")
     url = server.url.replace("//", f"//{user}")
-    assert_each_says_in_one_line_that_it_is_not_connected(
-        start_all(start, SCRIPTS, url)
-    )
+    assert_each_says_in_one_line_that_it_is_not_connected(start_all(start, names, url))
 
 
 def test_a_password_in_the_url_is_used(start, start_redis):
@@ -99,36 +101,32 @@ AT_WORK = {
 }
 
 
-def start_and_wait(start, server, name):
-    """Start a script, and wait until it is at work."""
-    script = start(name, server.url, PORT="0")
-    if AT_WORK[name]:
-        script.wait_for(AT_WORK[name])
-    else:
-        workers = 2 if name == "7_job_processor.py" else 1
-        wait_until(lambda: len(idle_workers(server)) == workers)
-    return script
+def is_at_work(script, url):
+    """Tell whether a script has got so far that it works or waits."""
+    if text := AT_WORK[script.name]:
+        return any(text in line for line in script.lines)
+    client = redis.Redis.from_url(url, decode_responses=True)
+    states = [client.hget(key, "state") for key in client.smembers("rq:workers")]
+    return states == ["idle"] * (2 if script.name == "7_job_processor.py" else 1)
 
 
-def idle_workers(server):
-    client = server.client
-    return [
-        k for k in client.smembers("rq:workers") if client.hget(k, "state") == "idle"
-    ]
-
-
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("redis_is_away", [False, True])
-@pytest.mark.parametrize("name", AT_WORK)
-def test_a_stop_at_rest_is_prompt_and_quiet(
-    start, redis_server, name, signum, redis_is_away
-):
-    script = start_and_wait(start, redis_server, name)
+@pytest.mark.parametrize(
+    ("signum", "redis_is_away"),
+    [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGINT, True)],
+)
+def test_a_stop_at_rest_is_prompt_and_quiet(start, redis_server, signum, redis_is_away):
+    # Each on a database of its own, so that no processor takes a creator's jobs.
+    urls = [f"{redis_server.url}/{number}" for number in range(len(AT_WORK))]
+    scripts = [start(name, url, PORT="0") for name, url in zip(AT_WORK, urls)]
+    for script, url in zip(scripts, urls):
+        wait_until(partial(is_at_work, script, url), state=script)
     if redis_is_away:
         redis_server.stop()
-    script.stop(signum)
-    script.end(timeout=5)
-    assert script.processes() == []
-    assert "Traceback" not in "\n".join(script.errors)
-    if not redis_is_away:
-        assert script.errors == []
+    for script in scripts:
+        script.stop(signum)
+    for script in scripts:
+        script.end(timeout=5)
+        assert script.processes() == []
+        assert "Traceback" not in "\n".join(script.errors)
+        if not redis_is_away:
+            assert script.errors == []
