@@ -59,6 +59,7 @@ def queue_jobs(jobs: list[dict], queue: Queue) -> list[Job]:
             processor.send_notification,
             (job["phoneNumber"], job["message"]),
             job_id=job_id,
+            description=f"Notification to {job['phoneNumber']}",  # not its message
             **callbacks,
         )
         for job_id, job in zip(ids, jobs)

@@ -220,18 +220,34 @@ def follow(follower) -> list[float]:
 
 
 @contextmanager
-def pool(worker_class: str) -> Iterator[Queue]:
+def pool(worker_class: str, size: int = 2) -> Iterator[Queue]:
     """Run the pool of 7_job_processor.py with this class, once its workers listen."""
     queue = new_queue()
 
-    def both_listen() -> bool:
+    def all_listen() -> bool:
         workers = Worker.all(connection=queue.connection)
-        return [worker.get_state() for worker in workers] == ["idle", "idle"]
+        return [worker.get_state() for worker in workers] == ["idle"] * size
 
-    code = f"import rq; processor.NotificationWorker = {worker_class}; processor.main()"
+    code = f"""
+import rq
+processor.NotificationWorker = {worker_class}
+pool_class = processor.NotificationPool
+processor.NotificationPool = lambda queues, **options: pool_class(
+    queues, **options | {{"num_workers": {size}}}
+)
+processor.main()
+"""
     with python(code) as process, silence():
-        wait_until(both_listen, process)
+        wait_until(all_listen, process)
         yield queue
+
+
+def work_through(jobs: list[dict], queue: Queue) -> None:
+    """Queue jobs, and follow them to their end."""
+    follower = job_creator.Follower(queue)
+    queued = job_creator.queue_jobs(jobs, queue)
+    follower.waiting.update(job.id for job in queued)
+    follow(follower)
 
 
 # The lines of the table.
@@ -285,12 +301,6 @@ def processing(worker_class: str, seconds: float, count: int) -> list[Row]:
     """Jobs of task 9 done in a second, from queuing to the creator's last line."""
     jobs = some_jobs(count)
 
-    def ours() -> None:
-        follower = job_creator.Follower(queue)
-        queued = job_creator.queue_jobs(jobs, queue)
-        follower.waiting.update(job.id for job in queued)
-        follow(follower)
-
     def nothing() -> None:
         ended = queue.finished_job_registry.key
         goal = queue.connection.zcard(ended) + count
@@ -300,10 +310,27 @@ def processing(worker_class: str, seconds: float, count: int) -> list[Row]:
 
     name = worker_class.split(".")[-1]
     with pool(worker_class) as queue:
-        measures = lambda: rate(count, ours), lambda: rate(count, nothing)
-        figures = in_turn(f"jobs through {name}", seconds, *measures)
+        ours = partial(rate, count, work_through, jobs, queue)
+        figures = in_turn(name, seconds, ours, partial(rate, count, nothing))
     what = f"jobs of task 9 through two `{name}` / jobs that do nothing"
     return [row(what, "jobs/s", *figures)]
+
+
+def more_workers() -> list[Row]:
+    """Jobs of task 9 done in a second by one and by four workers, against two."""
+    jobs = some_jobs(150)
+
+    def rate_of(size: int) -> float:
+        with pool("processor.NotificationWorker", size) as queue:
+            return rate(150, work_through, jobs, queue)
+
+    sizes = [partial(rate_of, size) for size in (1, 2, 4)]
+    one, two, four = in_turn("more workers", 20, *sizes)
+    what = "jobs of task 9 through {} `NotificationWorker` / through two"
+    return [
+        row(what.format("one"), "jobs/s", one, two),
+        row(what.format("four"), "jobs/s", four, two),
+    ]
 
 
 def news() -> list[Row]:
@@ -376,7 +403,7 @@ def starts() -> list[Row]:
     measures = [lambda command=command: time_of(*command) for command in commands]
     for measure in measures:
         measure()  # compiles the modules
-    ping, *figures = in_turn("starts", 20, *measures)
+    ping, *figures = in_turn("starts", 15, *measures)
     what = "start of `{}` to its first line / of a bare ping"
     return [
         row(what.format(name), "ms", each, ping) for name, each in zip(names, figures)
@@ -432,8 +459,8 @@ def measure_all() -> list[Row]:
     """Return the lines of the table."""
     rows = memory()  # first: a process inherits its parent's peak
     rows += queuing()
-    rows += processing("processor.NotificationWorker", 40, 200)
-    rows += processing("rq.SimpleWorker", 20, 1000)
+    rows += processing("processor.NotificationWorker", 25, 200)
+    rows += processing("rq.SimpleWorker", 15, 1000) + more_workers()
     rows += news() + following() + starts()
     return rows + serving_with_granian() + serving_with_wsgiref()
 
