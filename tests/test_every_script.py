@@ -25,7 +25,7 @@ def start_all(start, names, url):
 
 def assert_each_says_in_one_line_that_it_is_not_connected(scripts):
     for script in scripts:
-        assert script.end() == 1
+        assert script.end(timeout=5) == 1  # redis-py's own timeout is 5 s
         assert len(script.lines) == 1
         assert script.lines[0].startswith(NOT_CONNECTED)
         assert script.errors == []

@@ -128,6 +128,12 @@ def test_job_functions_can_be_called_without_a_worker(capsys):
         processor.send_notification("4153518781", "hello")
 
 
+def test_the_worker_looks_after_jobs_every_5_seconds(fake_redis):
+    processor = importlib.import_module("6_job_processor")
+    worker = processor.PatientWorker(["q"], connection=fake_redis)
+    assert (worker.job_monitoring_interval, worker.maintenance_interval) == (5, 5)
+
+
 def test_a_lost_counter_overwrites_no_job(fake_redis):
     creator = importlib.import_module("7_job_creator")
     queue = Queue("q", connection=fake_redis)
