@@ -295,7 +295,12 @@ def test_a_processor_waits_until_a_full_redis_has_room(start, redis_server, foll
     following.enqueue("time.time")
     redis_server.client.config_set("maxmemory", 1)
     processor = start("7_job_processor.py", redis_server.url)
-    wait_until(lambda: redis_server.client.info("stats")["total_error_replies"] > 5)
+
+    def refused() -> int:
+        errors = redis_server.client.info("errorstats")
+        return errors.get("errorstat_OOM", {"count": 0})["count"]
+
+    wait_until(lambda: refused() > 5)
     redis_server.client.config_set("maxmemory", 0)
     assert following.until_all_ended() == ["Notification job 1 completed"]
     assert processor.errors == []

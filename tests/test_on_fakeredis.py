@@ -2,6 +2,7 @@
 
 import importlib
 import threading
+import time
 
 import pytest
 from conftest import wait_until
@@ -222,3 +223,30 @@ def test_a_job_ends_once_however_often_it_is_told(fake_redis, capsys):
         [("1", "completed", ""), ("1", "progress", "50"), ("1", "completed", "")]
     )
     assert capsys.readouterr().out == "Notification job 1 completed\n"
+
+
+def test_what_happens_before_a_call_returns_is_printed_after_created(
+    fake_redis, capsys, monkeypatch
+):
+    job_script = importlib.import_module("8_job")
+    creator = importlib.import_module("7_job_creator")
+    queue = Queue("q", connection=fake_redis)
+    queue_jobs = creator.queue_jobs
+    job_script.create_push_notifications_jobs([ALLOWED], queue)
+
+    def queue_jobs_of_a_slow_call(*args):
+        jobs = queue_jobs(*args)
+        work(fake_redis, "q")
+        time.sleep(0.2)  # in which the follower could tell of job 2, and must not
+        return jobs
+
+    monkeypatch.setattr(creator, "queue_jobs", queue_jobs_of_a_slow_call)
+    job_script.create_push_notifications_jobs([ALLOWED], queue)
+    job_script.wait_for_jobs()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if " 2 " in line or line.endswith(" 2")] == [
+        "Notification job created: 2",
+        "Notification job 2 0% complete",
+        "Notification job 2 50% complete",
+        "Notification job 2 completed",
+    ]
