@@ -17,7 +17,7 @@ if __name__ == "__main__":
 import redis
 
 CONNECTED = "Redis client connected to the server"
-# Seconds in which a Redis that is up is reached and answers; later commands get more.
+# Seconds for the first check only; later commands get redis-py's own 5.
 CHECK_TIMEOUT = 0.5
 
 
@@ -25,7 +25,7 @@ def create_client(client_class: type = redis.Redis, **options) -> redis.Redis:
     """Return a client for the Redis at `REDIS_URL`. It connects when it is first used.
 
     `client_class` is `redis.Redis` or `redis.asyncio.Redis`; `options` are those of
-    its constructor. Unlike `Redis()`, `from_url()` does not try again by itself.
+    its constructor. The client does not retry by itself, as that of `Redis()` would.
 
     Raises ValueError when `REDIS_URL` is malformed. Twin of `redis.createClient()`.
     """
@@ -35,9 +35,9 @@ def create_client(client_class: type = redis.Redis, **options) -> redis.Redis:
 
 
 def connect(**options) -> redis.Redis:
-    """Return a client like `create_client`'s, after making sure that Redis answers.
+    """Return a client of `create_client`, after making sure that Redis answers.
 
-    Ends the script with status 1 when it does not.
+    Ends the script with one line and status 1 when it does not.
     """
     with exit_if_unreachable():
         with create_client(**options | {"socket_timeout": CHECK_TIMEOUT}) as probe:
@@ -47,7 +47,7 @@ def connect(**options) -> redis.Redis:
 
 @contextmanager
 def exit_if_unreachable() -> Iterator[None]:
-    """End the script with one line and status 1 when the block can't reach Redis."""
+    """End the script when the block can't reach Redis: `with exit_if_unreachable():`"""
     try:
         yield
     # ValueError and TypeError: a malformed URL, an unknown option in it.

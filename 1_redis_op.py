@@ -14,7 +14,7 @@ redis_client = importlib.import_module("0_redis_client")
 
 @cache
 def client() -> redis.Redis:
-    """The script's one client, made when it is first needed."""
+    """The script's client: made by the first call, and the same one ever after."""
     return redis_client.connect(decode_responses=True)
 
 

@@ -26,7 +26,7 @@ def main() -> None:
     print(redis_client.CONNECTED, flush=True)
     for school, value in SCHOOLS.items():
         print(f"Reply: {client.hset(KEY, school, value)}", flush=True)
-    # Redis promises no order of a hash's fields; SCHOOLS gives it.
+    # Redis promises no order of a hash's fields; merging into SCHOOLS gives it.
     print(pformat(SCHOOLS | client.hgetall(KEY), sort_dicts=False), flush=True)
 
 

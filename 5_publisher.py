@@ -17,7 +17,7 @@ subscriber = importlib.import_module("5_subscriber")
 
 @cache
 def client() -> redis.Redis:
-    """The script's one client, made when it is first needed."""
+    """The script's client: made by the first call, and the same one ever after."""
     return redis_client.connect()
 
 

@@ -23,7 +23,7 @@ def main() -> None:
     Keeps trying while Redis is away. Twin of the client's `connect`, `error` and
     `message` events.
     """
-    # Anyone may publish any bytes, and the terminal may know few characters.
+    # Anyone may publish any bytes, and the terminal's encoding may lack characters.
     sys.stdout.reconfigure(errors="backslashreplace")
     client = redis_client.create_client(
         decode_responses=True, encoding_errors="replace"
@@ -43,7 +43,7 @@ def main() -> None:
                             pubsub.unsubscribe(CHANNEL)
                             return
         except redis.AuthenticationError:
-            raise  # waiting does not help
+            raise  # waiting does not help; exit_if_unreachable ends the script
         except (redis.ConnectionError, redis.TimeoutError) as error:
             redis_client.print_not_connected(error)
             time.sleep(wait)

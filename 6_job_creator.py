@@ -26,18 +26,18 @@ FAILURES = {JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED}
 def new_job_ids(connection: redis.Redis, count: int = 1) -> list[str]:
     """Take the next `count` job ids of the one sequence of all the job scripts.
 
-    Kue numbers its jobs so; RQ's own ids are UUIDs.
+    As Kue numbers its jobs; RQ's own ids are UUIDs.
     """
     while True:
         last = connection.incrby("job_ids", count)
         ids = [str(number) for number in range(last - count + 1, last + 1)]
-        # Only if the counter was lost: queuing under a used id would overwrite that job.
         if not connection.exists(*map(Job.key_for, ids)):
             return ids
+        # The counter was lost. Queuing under a used id would overwrite that job.
 
 
 def ended_jobs(ids: list[str], connection: redis.Redis) -> dict[str, str | None]:
-    """Return RQ's word on those of the jobs that have ended, asked in one round trip.
+    """Ask RQ, in one round trip, which of the jobs have ended, and return how.
 
     None for a job that completed, its error for one that failed. A job that is gone
     from Redis counts as failed.

@@ -24,12 +24,16 @@ QUEUE = "push_notification_code"
 def send_notification(phone_number: str, message: str) -> None:
     """Send `message` to `phone_number`. Twin of `sendNotification`."""
     line = f"Sending notification to {phone_number}, with message: {message}\n"
-    # In one write, as other workers print here too; a work horse flushes nothing itself.
+    # In one write, as other workers print here too, and flushed, as RQ's work horse, the
+    # process forked for a job, does not flush at its end.
     print(line, end="", flush=True)
 
 
 class PatientWorker(Worker):
-    """An RQ worker that outlives a Redis restart and drops no job when it is stopped."""
+    """An RQ worker that outlives a Redis restart and drops no job when it is stopped.
+
+    `Worker` alone would do the exercise; its methods below are called by RQ.
+    """
 
     _stop_requested = False
 
@@ -37,20 +41,22 @@ class PatientWorker(Worker):
         # Every command of the worker and of its work horses waits until Redis is back.
         errors = redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError
         connection.set_retry(Retry(Patience(self), retries=-1, supported_errors=errors))
-        # Seconds in which it looks after its job, and after those of killed workers.
+        # Seconds between two looks at its own job, and at the jobs of killed workers.
         intervals = {"job_monitoring_interval": 5, "maintenance_interval": 5}
         super().__init__(queues, connection=connection, **(intervals | options))
 
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
     ) -> tuple | None:
-        """Wait for a job, looking up twice a second whether to stop.
+        """Wait for a job, checking twice a second whether to stop.
 
         RQ's own wait is cut short by the signal, which can drop a job just received.
         """
+        if timeout is None:  # burst mode: RQ does not wait
+            return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
         while not self._stop_requested:
-            found = super().dequeue_job_and_maintain_ttl(timeout and 0.5, 0.5)
-            if found or timeout is None:  # None: a burst, which ends with the queue
+            found = super().dequeue_job_and_maintain_ttl(timeout=0.5, max_idle_time=0.5)
+            if found:
                 return found
         raise StopRequested
 
@@ -58,7 +64,7 @@ class PatientWorker(Worker):
         self._stop_requested = True
 
     def teardown(self) -> None:
-        with suppress(StopRequested):  # no Redis to sign off from
+        with suppress(StopRequested):  # Redis is away: nothing to unregister from
             super().teardown()
 
 
@@ -73,6 +79,7 @@ class Patience(ConstantBackoff):
         return self  # redis-py copies the retry object for each connection
 
     def compute(self, failures: int) -> float:
+        # Not in the thread in which RQ listens for commands: it ends with the process.
         in_main_thread = threading.current_thread() is threading.main_thread()
         if self.worker._stop_requested and in_main_thread:
             raise StopRequested

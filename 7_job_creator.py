@@ -59,7 +59,8 @@ def queue_jobs(jobs: list[dict], queue: Queue) -> list[Job]:
             processor.send_notification,
             (job["phoneNumber"], job["message"]),
             job_id=job_id,
-            description=f"Notification to {job['phoneNumber']}",  # not its message
+            # What RQ shows and logs; by default that is all arguments, the message too.
+            description=f"Notification to {job['phoneNumber']}",
             **callbacks,
         )
         for job_id, job in zip(ids, jobs)
@@ -87,13 +88,13 @@ class Follower:
     def read(self) -> list[Event]:
         """Wait for the next events of any job, for `SILENCE` seconds at most.
 
-        While Redis is away there are none; those written since come when it is back.
+        While Redis is away there are none; what is missed then comes afterwards.
         """
         try:
             events = self._read_stream(count=1000, block=int(1000 * SILENCE))
             if any(job_id in self.waiting for job_id, *_ in events):
                 self.last_news = time.monotonic()
-            # Asking about thousands of jobs is dear, and so happens less often.
+            # Asking about thousands of jobs takes long, and so happens less often.
             patience = SILENCE * (1 + len(self.waiting) / 2000)
             if time.monotonic() - self.last_news > patience:
                 events += self._ask_rq()
@@ -112,9 +113,10 @@ class Follower:
                 lines.append(f"Notification job {job_id} {line}\n")
                 if event != "progress":
                     self.waiting.remove(job_id)
-        print(end="".join(lines), flush=True)
+        print("".join(lines), end="", flush=True)
 
     def _read_stream(self, **options) -> list[Event]:
+        # [[stream, [(id, fields), …]]], or [] if there is nothing new
         streams = self.connection.xread({self.stream: self.position}, **options)
         entries = streams[0][1] if streams else []
         if entries:
@@ -126,7 +128,7 @@ class Follower:
         """Ask RQ which jobs have ended: a killed work horse writes no event."""
         ids = sorted(self.waiting, key=int)
         ended = job_creator.ended_jobs(ids, self.connection)
-        # What was written before RQ answered comes first.
+        # Events written before RQ answered go first: "50%" before "completed".
         return self._read_stream() + [
             (job_id, "failed" if error else "completed", error or "")
             for job_id, error in ended.items()

@@ -40,19 +40,19 @@ def send_notification(phone_number: str, message: str) -> None:
 
 
 def report_progress(completed: int, total: int) -> None:
-    """Tell that `completed` steps of `total` are done. Twin of `job.progress`."""
+    """Report that `completed` steps of `total` are done. Twin of `job.progress`."""
     if job := get_current_job():  # None when no worker runs this
         write_event(job, "progress", str(100 * completed // total))
 
 
 def report_completed(job: Job, connection: redis.Redis, result: object) -> None:
-    """RQ calls this when a job has returned. Twin of Kue's `complete` event."""
+    """RQ calls this when a job has returned. Emits the twin of `complete`."""
     write_event(job, "completed")
 
 
 def report_failed(job: Job, connection: redis.Redis, exc_type, exc, traceback) -> None:
-    """RQ calls this when a job has raised `exc`. Twin of Kue's `failed` event."""
-    if not job.should_retry:
+    """RQ calls this when a job has raised `exc`. Emits the twin of `failed`."""
+    if not job.should_retry:  # it has not failed yet when RQ will run it again
         write_event(job, "failed", str(exc) or exc_type.__name__)
 
 
@@ -68,15 +68,18 @@ def events_key(queue_name: str) -> str:
 
 
 class NotificationWorker(job_processor.PatientWorker):
-    """A worker for whom a blacklisted number is nothing to log."""
-
-    def work(self, *args, **options) -> bool:
-        # A pool gives each worker a scheduler process, which outlives a killed worker.
-        return super().work(*args, **(options | {"with_scheduler": False}))
+    """A worker that does not log blacklisted numbers as errors."""
 
     def handle_exception(self, job: Job, *exc_info) -> None:
         if not issubclass(exc_info[0], BlacklistedError):
             super().handle_exception(job, *exc_info)
+
+
+class PoolWorker(NotificationWorker):
+    """One of a pool's. A scheduler process of its own would outlive it if it is killed."""
+
+    def work(self, *args, **options) -> bool:
+        return super().work(*args, **options | {"with_scheduler": False})
 
 
 class NotificationPool(WorkerPool):
@@ -84,7 +87,7 @@ class NotificationPool(WorkerPool):
 
     def request_stop(self, signum=None, frame=None) -> None:
         super().request_stop(signum, frame)
-        for worker in [*self.worker_dict.values()]:
+        for worker in list(self.worker_dict.values()):
             worker.process.join()
 
 
@@ -95,12 +98,12 @@ def main() -> None:
         [QUEUE],
         connection=redis_client.connect(),
         num_workers=2,
-        worker_class=NotificationWorker,
+        worker_class=PoolWorker,
     )
     pool.start()
 
 
 if __name__ == "__main__":
-    # RQ imports this file by its name to run a job; the worker has to be of that module
-    # too, or its BlacklistedError would be another class.
+    # As a script this file is the module __main__; to run a job, RQ imports it again, as
+    # 7_job_processor. Taking main() from there lets both know one BlacklistedError.
     importlib.import_module("7_job_processor").main()

@@ -24,11 +24,13 @@ JOBS = [
     }
 ]
 
-# One thread for each queue follows the jobs of all calls. The lock guards this dict and
-# the ids that a thread waits for, and lets "created" be the first line of each job.
+# One thread for each queue follows the jobs of all calls: a thread for each call would
+# read every event again. The lock guards this dict and the ids that a thread waits for,
+# and makes "created" the first line of each job.
 _threads: dict[tuple[redis.Redis, str], "_FollowerThread"] = {}
 _lock = threading.Lock()
-# A process that ends while a thread prints would abort.
+# Python aborts when it ends while such a thread prints. So at its end it takes the lock,
+# waiting a second at most.
 atexit.register(_lock.acquire, timeout=1)
 
 
@@ -39,8 +41,8 @@ def create_push_notifications_jobs(jobs: list[dict], queue: Queue) -> list[Job]:
     RQ jobs without waiting for them; what happens to them is printed in the background
     as long as this process lives. Twin of `createPushNotificationsJobs`.
 
-    Raises TypeError when `jobs` is no list or tuple, ValueError when an entry is wrong,
-    and redis.RedisError when Redis is away or full.
+    Raises TypeError when `jobs` is not a list or tuple, ValueError when an entry is
+    wrong, and redis.RedisError when Redis is away or full.
     """
     if not isinstance(jobs, (list, tuple)):
         raise TypeError("Jobs is not an array")
@@ -64,7 +66,7 @@ def create_push_notifications_jobs(jobs: list[dict], queue: Queue) -> list[Job]:
 
 def wait_for_jobs() -> None:
     """Wait until all jobs of this process have ended and their last lines are printed."""
-    for thread in [*_threads.values()]:
+    for thread in list(_threads.values()):  # a copy: each removes itself
         thread.join()
 
 
@@ -81,7 +83,7 @@ def _fault(job: object) -> str | None:
 
 
 class _FollowerThread(threading.Thread):
-    """Prints what happens to the jobs of a queue, until all that it knows have ended."""
+    """Prints what happens to jobs (see `Follower.show`), until all have ended."""
 
     def __init__(self, key: tuple[redis.Redis, str], follower):
         super().__init__(daemon=True)  # does not keep the process alive

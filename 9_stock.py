@@ -37,7 +37,7 @@ list_products = [
 @cache
 def client() -> redis.Redis:
     """The one client of all threads. It answers or raises an error within a second."""
-    # One connection for each thread; redis-py's limit of 100 is an error beyond it.
+    # One connection for each thread; beyond 100, redis-py by itself raises an error.
     return redis_client.create_client(socket_timeout=1, max_connections=10_000)
 
 
@@ -61,22 +61,23 @@ def reserve_one(item: dict) -> bool:
     """Reserve a unit of `item`, once and for one client; return False when sold out."""
     item_id, quantity = item["itemId"], item["initialAvailableQuantity"]
     if get_current_reserved_stock_by_id(item_id) >= quantity:
-        return False  # at a third of the transaction's round trips
+        return False  # saves the transaction, which asks Redis three times
 
     def reserve(pipe: redis.client.Pipeline) -> bool:
         reserved = get_current_reserved_stock_by_id(item_id, pipe)
         if reserved >= quantity:
             return False
-        pipe.multi()
+        pipe.multi()  # from here on commands are collected
         reserve_stock_by_id(item_id, reserved + 1, pipe)
         try:
             pipe.execute()  # refused if another client has written since the reading
         except redis.WatchError as error:
-            # Raised as well when the connection broke; Redis may have executed then.
+            # redis-py turns a broken connection into a WatchError too. Redis may have
+            # executed then, so this is no case for another try.
             raise error.__context__ or error from None
         return True
 
-    # It watches the key, and begins again after a WatchError.
+    # transaction() watches the key, and begins again after a WatchError.
     key = f"item.{item_id}"
     return client().transaction(reserve, key, value_from_callable=True)
 
@@ -124,6 +125,9 @@ def app(environ: dict, start_response: Callable) -> list[bytes]:
     headers.append(("Content-Length", str(len(content))))
     start_response(f"{status.value} {status.phrase}", headers)
     return [] if method == "HEAD" else [content]
+
+
+# The exercise ends here. What follows serves `app` without a WSGI server's package.
 
 
 class RequestHandler(WSGIRequestHandler):

@@ -21,12 +21,13 @@ BLACKLISTED = {"phoneNumber": "4153518780", "message": "This is the code 1234"}
 
 @pytest.fixture
 def queue(monkeypatch) -> Iterator[Queue]:
-    # So that clear() below does not take a second.
-    monkeypatch.setattr(job_script.job_creator, "SILENCE", 0.01)
     # queue.testMode.enter()
-    connection = fakeredis.FakeRedis(server=fakeredis.FakeServer())
-    yield Queue("push_notification_code_3", connection=connection)
-    # queue.testMode.clear(): a job that is gone ends the thread that waits for it.
+    connection = fakeredis.FakeRedis()
+    queue = Queue("push_notification_code_3", connection=connection)
+    # What follows the jobs asks for lost ones every 10 ms; it makes clear() quick.
+    monkeypatch.setattr(job_script.job_creator, "SILENCE", 0.01)
+    yield queue
+    # queue.testMode.clear(), so that nothing waits for a job any more
     connection.flushall()
     job_script.wait_for_jobs()
     # queue.testMode.exit()
@@ -34,13 +35,17 @@ def queue(monkeypatch) -> Iterator[Queue]:
 
 
 def process(queue: Queue) -> None:
-    """Run the queued jobs, and wait until all that happens to them is printed."""
+    """Run the queued jobs, and wait until all that happens to them is printed.
+
+    In this process, with `SimpleWorker`: the fork of a `Worker` would run them on its
+    own copy of fakeredis.
+    """
     SimpleWorker([queue], connection=queue.connection).work(burst=True)
     job_script.wait_for_jobs()
 
 
 @pytest.mark.parametrize("jobs", ["abc", {}, None, 1, {"phoneNumber": "1"}])
-def test_jobs_that_is_no_array_is_a_type_error(queue, jobs):
+def test_jobs_that_are_no_array_are_a_type_error(queue, jobs):
     with pytest.raises(TypeError, match="^Jobs is not an array$"):
         create_push_notifications_jobs(jobs, queue)
     assert queue.connection.keys() == []

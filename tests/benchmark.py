@@ -230,7 +230,7 @@ def pool(worker_class: str, size: int = 2) -> Iterator[Queue]:
 
     code = f"""
 import rq
-processor.NotificationWorker = {worker_class}
+processor.PoolWorker = {worker_class}
 pool_class = processor.NotificationPool
 processor.NotificationPool = lambda queues, **options: pool_class(
     queues, **options | {{"num_workers": {size}}}
@@ -321,12 +321,12 @@ def more_workers() -> list[Row]:
     jobs = some_jobs(150)
 
     def rate_of(size: int) -> float:
-        with pool("processor.NotificationWorker", size) as queue:
+        with pool("processor.PoolWorker", size) as queue:
             return rate(150, work_through, jobs, queue)
 
     sizes = [partial(rate_of, size) for size in (1, 2, 4)]
     one, two, four = in_turn("more workers", 20, *sizes)
-    what = "jobs of task 9 through {} `NotificationWorker` / through two"
+    what = "jobs of task 9 through {} `PoolWorker` / through two"
     return [
         row(what.format("one"), "jobs/s", one, two),
         row(what.format("four"), "jobs/s", four, two),
@@ -355,7 +355,7 @@ def news() -> list[Row]:
         job.delete()
         return 1000 * median(b - a for a, b in zip(departures, arrivals))
 
-    with pool("processor.NotificationWorker") as queue:
+    with pool("processor.PoolWorker") as queue:
         figures = in_turn("news", 8, ours, hop)
     what = "from a progress call to the creator's line / from publish to subscriber"
     return [row(what, "ms", *figures)]
@@ -459,7 +459,7 @@ def measure_all() -> list[Row]:
     """Return the lines of the table."""
     rows = memory()  # first: a process inherits its parent's peak
     rows += queuing()
-    rows += processing("processor.NotificationWorker", 25, 200)
+    rows += processing("processor.PoolWorker", 25, 200)
     rows += processing("rq.SimpleWorker", 15, 1000) + more_workers()
     rows += news() + following() + starts()
     return rows + serving_with_granian() + serving_with_wsgiref()
