@@ -21,7 +21,9 @@ CONNECTED = "Redis client connected to the server"
 CHECK_TIMEOUT = 0.5
 
 
-def create_client(client_class: type = redis.Redis, **options) -> redis.Redis:
+def create_client(
+    client_class: type = redis.Redis, **options
+) -> redis.Redis | redis.asyncio.Redis:
     """Return a client for the Redis at `REDIS_URL`. It connects when it is first used.
 
     `client_class` is `redis.Redis` or `redis.asyncio.Redis`; `options` are those of

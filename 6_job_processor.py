@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from datetime import timedelta
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the worker sets its own
@@ -15,6 +16,7 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 from rq import Worker
 from rq.exceptions import StopRequested
+from rq.utils import now
 
 redis_client = importlib.import_module("0_redis_client")
 
@@ -35,8 +37,6 @@ class PatientWorker(Worker):
     `Worker` alone would do the exercise; its methods below are called by RQ.
     """
 
-    _stop_requested = False
-
     def __init__(self, queues: list, *, connection: redis.Redis, **options):
         # Every command of the worker and of its work horses waits until Redis is back.
         errors = redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError
@@ -52,7 +52,7 @@ class PatientWorker(Worker):
 
         RQ's own wait is cut short by the signal, which can drop a job just received.
         """
-        if timeout is None:  # burst mode: RQ does not wait
+        if timeout is None or max_idle_time:  # burst mode, or an end when idle
             return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
         while not self._stop_requested:
             found = super().dequeue_job_and_maintain_ttl(timeout=0.5, max_idle_time=0.5)
@@ -64,12 +64,16 @@ class PatientWorker(Worker):
         self._stop_requested = True
 
     def teardown(self) -> None:
+        self._horse_pid = 0  # a second Ctrl-C has killed it
         with suppress(StopRequested):  # Redis is away: nothing to unregister from
             super().teardown()
 
 
 class Patience(ConstantBackoff):
-    """Waits half a second between attempts, until the worker is asked to stop."""
+    """Waits half a second between attempts, until the worker is asked to stop.
+
+    With a job in hand it waits on, so that the job is not lost.
+    """
 
     def __init__(self, worker: PatientWorker):
         super().__init__(0.5)
@@ -79,10 +83,15 @@ class Patience(ConstantBackoff):
         return self  # redis-py copies the retry object for each connection
 
     def compute(self, failures: int) -> float:
+        worker = self.worker
         # Not in the thread in which RQ listens for commands: it ends with the process.
         in_main_thread = threading.current_thread() is threading.main_thread()
-        if self.worker._stop_requested and in_main_thread:
+        job_in_hand = worker.is_horse or worker.horse_pid
+        if worker._stop_requested and in_main_thread and not job_in_hand:
             raise StopRequested
+        # When Redis is back, the jobs of other workers seem abandoned until these have
+        # given a sign of life. Leave them 10 seconds for it.
+        worker.last_cleaned_at = now() + timedelta(seconds=5)
         return super().compute(failures)
 
 

@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
 import redis
 from rq import Callback, Queue
+from rq.connections import parse_connection
 from rq.job import Job
 
 redis_client = importlib.import_module("0_redis_client")
@@ -47,24 +48,31 @@ Event = tuple[str, str, str]  # job id, event, detail
 
 def queue_jobs(jobs: list[dict], queue: Queue) -> list[Job]:
     """Queue a job for each of `jobs`, all of them or none, and print their ids."""
-    if not jobs:
-        return []
     ids = job_creator.new_job_ids(queue.connection, len(jobs))
     callbacks = {
         "on_success": Callback(processor.report_completed),
         "on_failure": Callback(processor.report_failed),
     }
-    queued = queue.enqueue_many(
-        Queue.prepare_data(
-            processor.send_notification,
-            (job["phoneNumber"], job["message"]),
-            job_id=job_id,
-            # What RQ shows and logs; by default that is all arguments, the message too.
-            description=f"Notification to {job['phoneNumber']}",
-            **callbacks,
+    with queue.connection.pipeline() as pipe:
+        # If the connection breaks, this lets redis-py raise an error, where it might
+        # try again otherwise, and queue twice.
+        pipe.watch(*map(Job.key_for, ids))
+        pipe.multi()
+        queued = queue.enqueue_many(
+            [
+                Queue.prepare_data(
+                    processor.send_notification,
+                    (job["phoneNumber"], job["message"]),
+                    job_id=job_id,
+                    # What RQ shows and logs; by default all arguments, the message too.
+                    description=f"Notification to {job['phoneNumber']!r}",
+                    **callbacks,
+                )
+                for job_id, job in zip(ids, jobs)
+            ],
+            pipeline=pipe,
         )
-        for job_id, job in zip(ids, jobs)
-    )
+        pipe.execute()
     for job in queued:
         print(f"Notification job created: {job.id}", flush=True)
     return queued
@@ -78,7 +86,12 @@ class Follower:
     """
 
     def __init__(self, queue: Queue):
-        self.connection = queue.connection
+        # A connection of its own, as it waits long; the caller's may have a shorter
+        # timeout, or be the only one.
+        client_class, connection_class, options = parse_connection(queue.connection)
+        options |= {"socket_timeout": 5, "decode_responses": False}
+        pool = redis.ConnectionPool(connection_class=connection_class, **options)
+        self.connection = client_class(connection_pool=pool)
         self.stream = processor.events_key(queue.name)
         last = self.connection.xrevrange(self.stream, count=1)
         self.position = last[0][0] if last else "0"
@@ -95,8 +108,8 @@ class Follower:
             if any(job_id in self.waiting for job_id, *_ in events):
                 self.last_news = time.monotonic()
             # Asking about thousands of jobs takes long, and so happens less often.
-            patience = SILENCE * (1 + len(self.waiting) / 2000)
-            if time.monotonic() - self.last_news > patience:
+            allowed_silence = SILENCE * (1 + len(self.waiting) / 2000)
+            if time.monotonic() - self.last_news > allowed_silence:
                 events += self._ask_rq()
                 self.last_news = time.monotonic()
             return events

@@ -5,7 +5,9 @@ Redis stream for each queue, and 7_job_creator.py follows that stream.
 """
 
 import importlib
+import multiprocessing
 import signal
+import sys
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the workers set their own
@@ -86,6 +88,8 @@ class NotificationPool(WorkerPool):
     """A pool that ends with its last worker, instead of looking every second."""
 
     def request_stop(self, signum=None, frame=None) -> None:
+        if multiprocessing.parent_process():
+            sys.exit()  # in a worker that has not set a handler of its own yet
         super().request_stop(signum, frame)
         for worker in list(self.worker_dict.values()):
             worker.process.join()

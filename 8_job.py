@@ -2,6 +2,7 @@
 
 import atexit
 import importlib
+import os
 import signal
 import sys
 import threading
@@ -24,14 +25,19 @@ JOBS = [
     }
 ]
 
-# One thread for each queue follows the jobs of all calls: a thread for each call would
-# read every event again. The lock guards this dict and the ids that a thread waits for,
-# and makes "created" the first line of each job.
+# One thread for each client and queue follows the jobs of all calls: a thread for each
+# call would read every event again. The lock guards this dict and the ids that a thread
+# waits for, and makes "created" the first line of each job.
 _threads: dict[tuple[redis.Redis, str], "_FollowerThread"] = {}
-_lock = threading.Lock()
-# Python aborts when it ends while such a thread prints. So at its end it takes the lock,
-# waiting a second at most.
+_lock = threading.RLock()
+# Python aborts when it ends while such a thread prints, and a forked process would find
+# the lock taken for ever. So both take it first; the end waits a second at most.
 atexit.register(_lock.acquire, timeout=1)
+os.register_at_fork(
+    before=_lock.acquire,
+    after_in_parent=_lock.release,
+    after_in_child=_lock.release,
+)
 
 
 def create_push_notifications_jobs(jobs: list[dict], queue: Queue) -> list[Job]:

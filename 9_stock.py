@@ -74,7 +74,9 @@ def reserve_one(item: dict) -> bool:
         except redis.WatchError as error:
             # redis-py turns a broken connection into a WatchError too. Redis may have
             # executed then, so this is no case for another try.
-            raise error.__context__ or error from None
+            if isinstance(error.__context__, redis.RedisError):
+                raise error.__context__ from None
+            raise
         return True
 
     # transaction() watches the key, and begins again after a WatchError.

@@ -82,7 +82,7 @@ def test_each_entry_becomes_a_job_of_the_queue(queue):
     assert {job.func_name for job in queue.jobs} == {
         "7_job_processor.send_notification"
     }
-    assert queue.jobs[0].description == "Notification to 4153518780"
+    assert queue.jobs[0].description == "Notification to '4153518780'"
     assert queue.jobs[0].args == ("4153518780", "This is the code 1234")
     assert queue.jobs[1].args == ("4153518743", "This is the code 4321")
 

@@ -152,6 +152,99 @@ def test_a_killed_work_horse_fails_its_job_and_the_creator_says_so(
     assert following.until_all_ended() == ["Notification job 2 completed"]
 
 
+def test_a_processor_stopped_while_redis_is_away_finishes_the_job_in_hand(
+    start, redis_server
+):
+    processor = start_processor(start, redis_server)
+    job = queue_sleep(redis_server, 1)
+    wait_until(lambda: status(redis_server, job) == "started")
+    redis_server.stop()
+    processor.stop(signal.SIGTERM)
+    wait_until(lambda: len(processor.processes()) == 3)  # the other worker has ended
+    redis_server.start()
+    assert processor.end() == 0
+    assert status(redis_server, job) == "finished"
+    assert processor.processes() == []
+    assert processor.errors == []
+
+
+def test_a_second_signal_ends_a_processor_whatever_it_waits_for(start, redis_server):
+    processor = start_processor(start, redis_server)
+    job = queue_sleep(redis_server, 60)
+    wait_until(lambda: status(redis_server, job) == "started")
+    redis_server.stop()
+    processor.stop(signal.SIGTERM)
+    time.sleep(1.1)  # RQ takes a second signal within a second for the same
+    processor.stop(signal.SIGTERM)
+    processor.end()
+    assert processor.processes() == []
+
+
+def test_a_processor_whose_workers_are_killed_while_redis_is_away_can_be_stopped(
+    start, redis_server
+):
+    processor = start_processor(start, redis_server)
+    redis_server.stop()
+    killed = set(processor.processes()) - {processor.process.pid}
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: len(set(processor.processes()) - killed) == 3)
+    processor.stop(signal.SIGTERM)
+    assert processor.end() == 0
+    assert processor.processes() == []
+    assert processor.errors == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"socket_timeout": 0.1},
+        {"decode_responses": True},
+        {"single_connection_client": True},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_any_client_of_the_caller_will_do(redis_server, capsys, monkeypatch, options):
+    monkeypatch.setattr(creator_script, "SILENCE", 0.2)
+    client = redis.Redis(port=redis_server.port, **options)
+    queue = Queue(QUEUE, connection=client)
+    for _ in range(3):
+        job_script.create_push_notifications_jobs([ALLOWED], queue)
+    redis_server.client.delete("rq:job:2")
+    worker = SimpleWorker([QUEUE], connection=redis_server.rq_connection)
+    worker.work(burst=True)
+    job_script.wait_for_jobs()
+    told = told_of_each_job(capsys.readouterr().out.splitlines())
+    assert {job_id: texts[-1] for job_id, texts in told.items()} == {
+        "1": "completed",
+        "2": "failed: the job is gone from Redis",
+        "3": "completed",
+    }
+
+
+def test_a_process_forked_while_another_thread_prints_can_create_jobs():
+    code = """
+import importlib, os, threading
+lock = importlib.import_module("8_job")._lock
+
+def print_all_the_time():
+    while True:
+        with lock:
+            pass
+
+threading.Thread(target=print_all_the_time, daemon=True).start()
+for _ in range(100):
+    if not (pid := os.fork()):
+        os._exit(not lock.acquire(timeout=2))
+    assert os.waitpid(pid, 0)[1] == 0
+"""
+    script = Script(sys.executable, "-W", "ignore", "-c", code, PYTHONPATH=str(ROOT))
+    try:
+        assert script.end(timeout=20) == 0, script
+    finally:
+        script.kill()
+
+
 def test_a_killed_worker_is_replaced_and_its_job_runs_to_its_end(
     start, redis_server, following
 ):

@@ -3,11 +3,13 @@
 import importlib
 import threading
 import time
+from datetime import timedelta
 
 import pytest
 from conftest import wait_until
 from rq import Callback, Queue, Retry, SimpleWorker
 from rq.job import Job
+from rq.utils import now
 
 CONNECTED = "Redis client connected to the server"
 
@@ -133,6 +135,17 @@ def test_the_worker_looks_after_jobs_every_5_seconds(fake_redis):
     processor = importlib.import_module("6_job_processor")
     worker = processor.PatientWorker(["q"], connection=fake_redis)
     assert (worker.job_monitoring_interval, worker.maintenance_interval) == (5, 5)
+
+
+def test_maintenance_waits_after_an_absence_of_redis(fake_redis):
+    processor = importlib.import_module("6_job_processor")
+    worker = processor.PatientWorker(["q"], connection=fake_redis)
+    worker.last_cleaned_at = now() - timedelta(seconds=6)
+    assert worker.should_run_maintenance_tasks
+    fake_redis.get_retry()._backoff.compute(1)  # as redis-py does after each failure
+    assert not worker.should_run_maintenance_tasks
+    worker.last_cleaned_at -= timedelta(seconds=11)
+    assert worker.should_run_maintenance_tasks
 
 
 def test_a_lost_counter_overwrites_no_job(fake_redis):

@@ -144,6 +144,23 @@ def test_a_product_gives_as_many_confirmations_as_it_has_units(fake, item_id, qu
     assert fake.keys() == [f"item.{item_id}".encode()]
 
 
+def test_a_lost_race_is_tried_again_also_in_an_except_block(fake, monkeypatch):
+    read = stock.get_current_reserved_stock_by_id
+
+    def read_and_lose_once(item_id, connection=None):
+        reserved = read(item_id, connection)
+        if connection and not reserved:
+            fake.set("item.1", 1)
+        return reserved
+
+    monkeypatch.setattr(stock, "get_current_reserved_stock_by_id", read_and_lose_once)
+    try:
+        raise KeyError
+    except KeyError:
+        assert stock.reserve_one(stock.get_item_by_id(1))
+    assert fake.get("item.1") == b"2"
+
+
 def test_reservations_of_another_service_on_the_same_redis_count(fake):
     fake.set("item.1", "3")  # as the JavaScript twin writes it
     assert call("GET", "/list_products/1").body == left(1, 1)
