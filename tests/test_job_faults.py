@@ -152,20 +152,23 @@ def test_a_killed_work_horse_fails_its_job_and_the_creator_says_so(
     assert following.until_all_ended() == ["Notification job 2 completed"]
 
 
-def test_a_processor_stopped_while_redis_is_away_finishes_the_job_in_hand(
-    start, redis_server
-):
-    processor = start_processor(start, redis_server)
-    job = queue_sleep(redis_server, 1)
-    wait_until(lambda: status(redis_server, job) == "started")
-    redis_server.stop()
-    processor.stop(signal.SIGTERM)
-    wait_until(lambda: len(processor.processes()) == 3)  # the other worker has ended
-    redis_server.start()
-    assert processor.end() == 0
-    assert status(redis_server, job) == "finished"
-    assert processor.processes() == []
-    assert processor.errors == []
+def test_a_worker_stopped_while_redis_is_away_finishes_the_job_in_hand(redis_server):
+    options = f"--url {redis_server.url} --job-monitoring-interval 1 {QUEUE}"
+    command = f"{sys.executable} -m rq.cli worker -w 6_job_processor.PatientWorker"
+    worker = Script(*command.split(), *options.split(), cwd=ROOT)
+    try:
+        job = queue_sleep(redis_server, 0.5)
+        wait_until(lambda: status(redis_server, job) == "started")
+        redis_server.stop()
+        worker.stop(signal.SIGTERM)
+        time.sleep(1.5)  # the worker wants to give a sign of life, every second
+        assert worker.process.poll() is None  # and does not leave its work horse alone
+        redis_server.start()
+        assert worker.end() == 0
+        assert status(redis_server, job) == "finished"
+        assert worker.processes() == []
+    finally:
+        worker.kill()
 
 
 def test_a_second_signal_ends_a_processor_whatever_it_waits_for(start, redis_server):
@@ -224,13 +227,14 @@ def test_any_client_of_the_caller_will_do(redis_server, capsys, monkeypatch, opt
 
 def test_a_process_forked_while_another_thread_prints_can_create_jobs():
     code = """
-import importlib, os, threading
+import importlib, os, threading, time
 lock = importlib.import_module("8_job")._lock
 
 def print_all_the_time():
     while True:
         with lock:
-            pass
+            time.sleep(0.001)
+        time.sleep(0.0001)
 
 threading.Thread(target=print_all_the_time, daemon=True).start()
 for _ in range(100):
