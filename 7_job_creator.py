@@ -54,9 +54,9 @@ def queue_jobs(jobs: list[dict], queue: Queue) -> list[Job]:
         "on_failure": Callback(processor.report_failed),
     }
     with queue.connection.pipeline() as pipe:
-        # If the connection breaks, this lets redis-py raise an error, where it might
-        # try again otherwise, and queue twice.
-        pipe.watch(*map(Job.key_for, ids))
+        # Any key would do: while it watches, redis-py raises an error if the connection
+        # breaks, where a client that retries would queue the list twice.
+        pipe.watch(Job.key_for(ids[0]))
         pipe.multi()
         queued = queue.enqueue_many(
             [
