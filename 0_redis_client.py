@@ -17,7 +17,7 @@ if __name__ == "__main__":
 import redis
 
 CONNECTED = "Redis client connected to the server"
-# Seconds for the first check only; later commands get redis-py's own 5.
+# Seconds to connect, and for the first check; later commands get redis-py's own 5.
 CHECK_TIMEOUT = 0.5
 
 
@@ -49,7 +49,7 @@ def connect(**options) -> redis.Redis:
 
 @contextmanager
 def exit_if_unreachable() -> Iterator[None]:
-    """End the script when the block can't reach Redis: `with exit_if_unreachable():`"""
+    """End the script with one line and status 1 when the block can't reach Redis."""
     try:
         yield
     # ValueError and TypeError: a malformed URL, an unknown option in it.

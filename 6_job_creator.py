@@ -48,13 +48,14 @@ def ended_jobs(ids: list[str], connection: redis.Redis) -> dict[str, str | None]
         statuses = pipe.execute()
     ended = {}
     for job_id, status in zip(ids, statuses):
+        status = status and status.decode()
         if status is None:
             ended[job_id] = "the job is gone from Redis"
-        elif status.decode() == JobStatus.FINISHED:
+        elif status == JobStatus.FINISHED:
             ended[job_id] = None
-        elif status.decode() in FAILURES:
+        elif status in FAILURES:
             result = Job(job_id, connection).latest_result()
-            error = (result and result.exc_string or status.decode()).strip("; \n")
+            error = (result and result.exc_string or status).strip("; \n")
             # The last line of a traceback, "module.Class: message", without the class.
             ended[job_id] = re.sub(r"^[\w.]+: ", "", error.splitlines()[-1])
     return ended

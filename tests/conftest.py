@@ -17,10 +17,14 @@ import fakeredis
 import pytest
 import redis
 import redis.asyncio
+from rq import Queue, SimpleWorker
 
 ROOT = Path(__file__).parent.parent
 # So that importlib finds the scripts, whatever pytest is asked to run.
 sys.path.insert(0, str(ROOT))
+
+CONNECTED = "Redis client connected to the server"
+NOT_CONNECTED = "Redis client not connected to the server: "
 
 
 def wait_until(
@@ -152,6 +156,23 @@ def start() -> Iterator[Callable[..., Script]]:
     yield start
     for script in scripts:
         script.kill()
+
+
+def ends_not_connected(script: Script, timeout: float = 4) -> str:
+    """Make sure that a script says in one line, and with status 1, that Redis is away.
+
+    Returns the reason that it gives. `timeout` is for the start and the one attempt.
+    """
+    assert script.end(timeout) == 1
+    assert script.errors == []
+    [line] = script.lines
+    assert line.startswith(NOT_CONNECTED)
+    return line.removeprefix(NOT_CONNECTED)
+
+
+def work(connection: redis.Redis, *queues: str | Queue) -> None:
+    """Run the queued jobs in this process: a work horse could not reach fakeredis."""
+    SimpleWorker(queues, connection=connection).work(burst=True)
 
 
 def require_redis_server() -> None:

@@ -9,9 +9,8 @@ from functools import partial
 
 import pytest
 import redis
-from conftest import ROOT, free_port, wait_until
+from conftest import ROOT, ends_not_connected, free_port, wait_until
 
-NOT_CONNECTED = "Redis client not connected to the server: "
 SCRIPTS = sorted(path.name for path in ROOT.glob("[0-9]_*.py"))
 # The subscriber waits for a Redis that is away, the others end.
 ENDING = [name for name in SCRIPTS if name != "5_subscriber.py"]
@@ -25,10 +24,7 @@ def start_all(start, names, url):
 
 def assert_each_says_in_one_line_that_it_is_not_connected(scripts):
     for script in scripts:
-        assert script.end(timeout=5) == 1  # redis-py's own timeout is 5 s
-        assert len(script.lines) == 1
-        assert script.lines[0].startswith(NOT_CONNECTED)
-        assert script.errors == []
+        ends_not_connected(script, timeout=5)  # redis-py's own timeout is 5 s
 
 
 def test_importing_does_nothing_even_without_a_usable_redis():

@@ -9,8 +9,8 @@ import time
 
 import pytest
 import redis
-from conftest import ROOT, Script, wait_until
-from rq import Callback, Queue, SimpleWorker
+from conftest import ROOT, Script, wait_until, work
+from rq import Callback, Queue
 
 job_creator = importlib.import_module("6_job_creator")
 creator_script = importlib.import_module("7_job_creator")
@@ -41,10 +41,10 @@ def start_processor(start, server, name="7_job_processor.py"):
     return script
 
 
-def queue_sleep(server, seconds, queue_name=QUEUE, **options):
+def queue_sleep(server, seconds, queue_name=QUEUE):
     """Queue a job that takes some seconds."""
     queue = Queue(queue_name, connection=server.rq_connection)
-    return queue.enqueue("time.sleep", seconds, **options)
+    return queue.enqueue("time.sleep", seconds)
 
 
 def work_horses(processor):
@@ -214,8 +214,7 @@ def test_any_client_of_the_caller_will_do(redis_server, capsys, monkeypatch, opt
     for _ in range(3):
         job_script.create_push_notifications_jobs([ALLOWED], queue)
     redis_server.client.delete("rq:job:2")
-    worker = SimpleWorker([QUEUE], connection=redis_server.rq_connection)
-    worker.work(burst=True)
+    work(redis_server.rq_connection, QUEUE)
     job_script.wait_for_jobs()
     told = told_of_each_job(capsys.readouterr().out.splitlines())
     assert {job_id: texts[-1] for job_id, texts in told.items()} == {
@@ -341,13 +340,13 @@ def test_a_processor_and_a_creator_outlive_a_long_absence_of_redis(
         assert script.errors == []
 
 
-CREATORS = ["6_job_creator.py", "7_job_creator.py", "8_job.py"]
+CREATORS = {"6_job_creator.py": 1, "7_job_creator.py": 11, "8_job.py": 1}  # jobs
 
 
 def start_creators(start, server):
     """Start all the creators, and wait until their jobs are created."""
     creators = [start(name, server.url) for name in CREATORS]
-    for script, count in zip(creators, (1, 11, 1)):
+    for script, count in zip(creators, CREATORS.values()):
         script.wait_for("created", count)
     return creators
 
@@ -357,8 +356,7 @@ def test_creators_outlive_a_redis_restart(start, redis_server):
     redis_server.stop()
     redis_server.start()
     connection = redis_server.rq_connection
-    worker = SimpleWorker(Queue.all(connection), connection=connection)
-    worker.work(burst=True)
+    work(connection, *Queue.all(connection))
     for script in creators:
         assert script.end() == 0
         assert script.errors == []
@@ -371,7 +369,7 @@ def test_creators_report_their_jobs_as_failed_when_redis_is_emptied(
 ):
     creators = start_creators(start, redis_server)
     redis_server.client.flushall()
-    for script, count in zip(creators, (1, 11, 1)):
+    for script, count in zip(creators, CREATORS.values()):
         assert script.end() == 0
         assert script.errors == []
         assert sum("created" in line for line in script.lines) == count

@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, wait_until
-from rq import Queue, SimpleWorker
+from conftest import ROOT, wait_until, work
+from rq import Queue
 
 job_creator = importlib.import_module("6_job_creator")
 creator = importlib.import_module("7_job_creator")
@@ -30,17 +30,11 @@ def assert_lines_of_eleven_jobs(lines, first_id):
         assert own == [prefix + text for text in rest]
 
 
-def work(server, queue_name):
-    """Run the queued jobs in this process, as any RQ worker could."""
-    connection = server.rq_connection
-    SimpleWorker([queue_name], connection=connection).work(burst=True)
-
-
 def test_task_6_creator_tells_that_its_job_completed(start, redis_server, capsys):
     for job_id in "12":
         script = start("6_job_creator.py", redis_server.url)
         script.wait_for(f"Notification job created: {job_id}")
-        work(redis_server, "push_notification_code")
+        work(redis_server.rq_connection, "push_notification_code")
         assert script.end() == 0
         assert script.lines == [
             f"Notification job created: {job_id}",
@@ -56,7 +50,7 @@ def test_task_6_creator_tells_that_its_job_failed(start, redis_server):
     script = start("6_job_creator.py", redis_server.url)
     script.wait_for("created")
     redis_server.client.hset("rq:job:1", "data", "no pickle")
-    work(redis_server, "push_notification_code")
+    work(redis_server.rq_connection, "push_notification_code")
     assert script.end() == 0
     assert script.lines == ["Notification job created: 1", "Notification job failed"]
 
@@ -65,7 +59,7 @@ def test_task_8_creator_tells_all_that_happens(start, redis_server, capsys):
     for first_id in 1, 12:
         script = start("7_job_creator.py", redis_server.url)
         script.wait_for("created", 11)
-        work(redis_server, "push_notification_code_2")
+        work(redis_server.rq_connection, "push_notification_code_2")
         assert script.end() == 0
         assert_lines_of_eleven_jobs(script.lines, first_id)
     assert capsys.readouterr().out.splitlines() == 2 * [
@@ -76,7 +70,7 @@ def test_task_8_creator_tells_all_that_happens(start, redis_server, capsys):
 def test_task_10_script_stays_until_its_job_has_ended(start, redis_server):
     script = start("8_job.py", redis_server.url)
     script.wait_for("created")
-    work(redis_server, "push_notification_code_3")
+    work(redis_server.rq_connection, "push_notification_code_3")
     assert script.end() == 0
     assert script.lines == [
         "Notification job created: 1",

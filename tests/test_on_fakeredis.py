@@ -6,12 +6,10 @@ import time
 from datetime import timedelta
 
 import pytest
-from conftest import wait_until
-from rq import Callback, Queue, Retry, SimpleWorker
+from conftest import CONNECTED, wait_until, work
+from rq import Callback, Queue, Retry
 from rq.job import Job
 from rq.utils import now
-
-CONNECTED = "Redis client connected to the server"
 
 
 def test_client(run):
@@ -47,11 +45,6 @@ def in_background(name):
     thread = threading.Thread(target=importlib.import_module(name).main)
     thread.start()
     return thread
-
-
-def work(fake_redis, queue_name):
-    """Run the queued jobs in this process: a work horse could not reach fakeredis."""
-    SimpleWorker([queue_name], connection=fake_redis).work(burst=True)
 
 
 def test_publisher_and_subscriber(run, fake_redis, capsys):

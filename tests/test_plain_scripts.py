@@ -1,10 +1,8 @@
 """Tasks 1 to 5, line for line: each script a process, on a real Redis."""
 
 import pytest
-from conftest import free_port
+from conftest import CONNECTED, NOT_CONNECTED, free_port
 
-CONNECTED = "Redis client connected to the server"
-NOT_CONNECTED = "Redis client not connected to the server: "
 SCHOOLS = """\
 {'Portland': '50',
  'Seattle': '80',

@@ -25,6 +25,7 @@ from conftest import (
     ROOT,
     RedisServer,
     Script,
+    ends_not_connected,
     free_port,
     require_redis_server,
     wait_until,
@@ -44,7 +45,6 @@ NO_PRODUCT = '{"status":"Product not found"}'
 NOT_FOUND = '{"status":"Not found"}'
 NOT_ALLOWED = '{"status":"Method not allowed"}'
 AWAY = '{"status":"Stock is not available right now"}'
-NOT_CONNECTED = "Redis client not connected to the server: "
 LINE = b" HTTP/1.1\r\nHost: localhost\r\n"  # what follows a path
 
 
@@ -382,17 +382,6 @@ def test_a_port_that_is_none_is_one_clear_line(start, shared_redis):
         assert script.lines == []
         (error,) = script.errors
         assert error.startswith(f"Can't listen on port {port}: ")
-
-
-def ends_not_connected(script: Script) -> str:
-    """Make sure that a script ends by rule 3, and return what it says of the error."""
-    begin = time.monotonic()
-    assert script.end() == 1
-    assert time.monotonic() - begin < 4  # less than one of waiting, and the imports
-    assert script.errors == []
-    (line,) = script.lines
-    assert line.startswith(NOT_CONNECTED)
-    return line.removeprefix(NOT_CONNECTED)
 
 
 def test_starts_only_if_redis_is_there(start):
