@@ -1,11 +1,7 @@
 """Task 4: hashes. The twin of 4-redis_advanced_op.js."""
 
 import importlib
-import signal
-from pprint import pformat
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+from pprint import pprint
 
 redis_client = importlib.import_module("0_redis_client")
 
@@ -22,13 +18,14 @@ SCHOOLS = {
 
 def main() -> None:
     """Set the fields one by one, then print the whole hash."""
-    client = redis_client.connect(decode_responses=True)
-    print(redis_client.CONNECTED, flush=True)
+    client = redis_client.create_client(decode_responses=True)
+    client.ping()
+    print(redis_client.CONNECTED)
     for school, value in SCHOOLS.items():
-        print(f"Reply: {client.hset(KEY, school, value)}", flush=True)
+        print(f"Reply: {client.hset(KEY, school, value)}")
     # Redis promises no order of a hash's fields; merging into SCHOOLS gives it.
-    print(pformat(SCHOOLS | client.hgetall(KEY), sort_dicts=False), flush=True)
+    pprint(SCHOOLS | client.hgetall(KEY), sort_dicts=False)
 
 
 if __name__ == "__main__":
-    main()
+    redis_client.run(main)

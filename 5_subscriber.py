@@ -1,55 +1,52 @@
-"""Task 5: subscribe to messages. The twin of 5-subscriber.js."""
+"""Task 5: subscribe to messages. The twin of 5-subscriber.js; 5_publisher.py sends them."""
 
 import importlib
-import signal
-import sys
-import time
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+from collections.abc import Iterator
 
 import redis
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
 
 redis_client = importlib.import_module("0_redis_client")
+client = redis_client.create_client(decode_responses=True, encoding_errors="replace")
 
 CHANNEL = "holberton school channel"
 KILL_SERVER = "KILL_SERVER"
-SHORTEST_WAIT, LONGEST_WAIT = 0.1, 3  # seconds between two attempts to connect
 
 
 def main() -> None:
-    """Print each message on the channel, up to and including KILL_SERVER.
+    """Print each message, up to and including KILL_SERVER. Twin of `message` event."""
+    with client.pubsub() as pubsub:  # closes the connection at its end
+        pubsub.subscribe(CHANNEL)
+        print(redis_client.CONNECTED)
+        for message in listen(pubsub):
+            print(message["data"])
+            if message["data"] == KILL_SERVER:
+                pubsub.unsubscribe(CHANNEL)
+                break
 
-    Keeps trying while Redis is away. Twin of the client's `connect`, `error` and
-    `message` events.
-    """
-    # Anyone may publish any bytes, and the terminal's encoding may lack characters.
-    sys.stdout.reconfigure(errors="backslashreplace")
-    client = redis_client.create_client(
-        decode_responses=True, encoding_errors="replace"
-    )
-    wait = SHORTEST_WAIT
+
+# The exercise ends here. What follows keeps it listening, whatever becomes of Redis.
+
+
+def listen(pubsub: redis.client.PubSub) -> Iterator[dict]:
+    """Yield messages, as `pubsub.listen()` does; but that waits for ever on a dead line."""
     while True:
-        try:
-            with client.pubsub() as pubsub:
-                pubsub.subscribe(CHANNEL)
-                for message in pubsub.listen():
-                    if message["type"] == "subscribe":
-                        print(redis_client.CONNECTED, flush=True)
-                        wait = SHORTEST_WAIT
-                    elif message["type"] == "message":
-                        print(message["data"], flush=True)
-                        if message["data"] == KILL_SERVER:
-                            pubsub.unsubscribe(CHANNEL)
-                            return
-        except redis.AuthenticationError:
-            raise  # waiting does not help; exit_if_unreachable ends the script
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            redis_client.print_not_connected(error)
-            time.sleep(wait)
-            wait = min(wait * 2, LONGEST_WAIT)
+        message = pubsub.get_message(timeout=4)  # seconds
+        if not message:
+            pubsub.ping()
+            if not (message := pubsub.get_message(timeout=4)):
+                raise redis.TimeoutError("Redis does not answer")
+        if message["type"] == "message":
+            yield message
+
+
+def keep_trying() -> None:
+    """Run `main`, again and again while Redis is away. Twin of the `error` event."""
+    retry = Retry(ExponentialBackoff(base=1, cap=4), retries=-1)  # after 2 s, then 4
+    may_pass = lambda error: not isinstance(error, redis.AuthenticationError)
+    retry.call_with_retry(main, redis_client.print_not_connected, may_pass)
 
 
 if __name__ == "__main__":
-    with redis_client.exit_if_unreachable():
-        main()
+    redis_client.run(keep_trying)
