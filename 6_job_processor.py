@@ -32,20 +32,20 @@ class NotificationError(Exception):
 class Patient:
     """A worker that waits while Redis is away or full, and stops between two jobs."""
 
-    def __init__(self, *args, **options):
-        options |= {"worker_ttl": 16, "maintenance_interval": 5}  # seconds; see README
-        super().__init__(*args, **options)
+    def __init__(self, *args, **opts):
+        super().__init__(*args, **opts | {"worker_ttl": 16, "maintenance_interval": 5})
         errors = redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError
         self.connection.set_retry(Retry(redis.backoff.ConstantBackoff(0.5), -1, errors))
-        self.stopping = False
+        take = lambda job_id, **_: setattr(self, "taken", job_id) or job_id
+        self.connection.set_response_callback("BLMOVE", take)  # RQ's wait for a job
+        self.stopping, self.taken = False, None
 
     def request_stop(self, signum, frame):
         try:
             super().request_stop(signum, frame)
         except rq.exceptions.StopRequested:  # it would drop a job that just arrives
-            asleep = frame.f_code is Retry.call_with_retry.__code__  # Redis is away
-            if asleep or self.get_state() != "idle":
-                os._exit(0)
+            if "sleep" in frame.f_code.co_names and not self.taken:
+                os._exit(0)  # Redis is away, or the workers are suspended
             self.stopping = True
 
     @property

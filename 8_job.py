@@ -7,6 +7,7 @@ from rq.job import Job
 
 redis_client = importlib.import_module("0_redis_client")
 job_creator = importlib.import_module("7_job_creator")
+wait_for_jobs = job_creator.wait_for_jobs
 
 QUEUE = "push_notification_code_3"
 JOBS = [
@@ -39,7 +40,7 @@ def main() -> None:
     """Queue one job, and stay until it has ended."""
     queue = Queue(QUEUE, connection=redis_client.create_client())
     create_push_notifications_jobs(JOBS, queue)
-    job_creator.wait_for_jobs()
+    wait_for_jobs()
 
 
 # The exercise ends here. What follows finds what would fail later, in a worker.

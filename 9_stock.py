@@ -5,13 +5,11 @@ import json
 import logging
 import os
 import signal
-import socket
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
-from threading import Thread
+from threading import Semaphore, Thread
 from urllib.parse import unquote
 
 import redis
@@ -94,8 +92,9 @@ JSON = "application/json; charset=utf-8"
 logger = logging.getLogger(__name__)
 # redis-py's own retry would tell a broken connection as a WatchError.
 no_retry = redis.retry.Retry(redis.backoff.NoBackoff(), 0, supported_errors=())
-# One connection for each thread; by itself redis-py refuses the 101st. Seconds.
-options = {"max_connections": 10_000, "socket_timeout": 1, "retry": no_retry}
+MOST = 10_000  # answers in hand at once; by itself redis-py refuses the 101st
+# In seconds. A reservation can wait for it four times, as redis-py sends UNWATCH too.
+options = {"max_connections": MOST, "socket_timeout": 0.5, "retry": no_retry}
 client = redis_client.create_client(**options)
 
 
@@ -104,7 +103,7 @@ def app(environ: dict, start_response: Callable) -> list[bytes]:
     try:
         status, body = "405 Method Not Allowed", {"status": "Method not allowed"}
         if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
-            status, body = respond(environ["PATH_INFO"])
+            status, body = respond(environ.get("PATH_INFO", ""))
     except redis.RedisError as error:
         logger.warning("Stock is not available: %s", error)
         body = {"status": "Stock is not available right now"}
@@ -124,27 +123,25 @@ class RequestHandler(BaseHTTPRequestHandler):  # for as long as a connection is 
     wbufsize = -1  # an answer leaves in one piece
     error_content_type, error_message_format = JSON, '{"status":"%(explain)s"}'
 
-    def handle(self) -> None:
-        self.server.connections.add(self.connection)
-        with suppress(ConnectionError):  # the client has left
-            super().handle()
-        self.server.connections.remove(self.connection)
-
     def __getattr__(self, name: str) -> Callable:
         if name.startswith("do_"):  # do_GET, do_POST: `app` answers every method
             return self.answer
         raise AttributeError(name)
 
     def answer(self) -> None:
-        # A body must not be taken for the next request: the connection ends.
-        body = {"content-length", "transfer-encoding"} & {*map(str.lower, self.headers)}
-        self.close_connection |= bool(body or self.headers.defects)
+        if not self.close_connection:  # a body would be taken for the next request
+            head = self.headers
+            body = "Content-Length" in head or "Transfer-Encoding" in head
+            self.close_connection = bool(body or head.defects or head.get_payload())
         path = unquote(self.path.partition("?")[0], "latin-1")
         environ = {"REQUEST_METHOD": self.command, "PATH_INFO": path}
-        self.wfile.writelines(app(environ, self.start_response))
+        with self.server.in_hand:
+            self.wfile.writelines(app(environ, self.start_response))
+            self.wfile.flush()
 
     def start_response(self, status: str, headers: list[tuple[str, str]]) -> None:
-        self.send_response(int(status[:3]), status[4:])
+        self.send_response_only(int(status[:3]), status[4:])
+        self.send_header("Date", self.date_time_string())
         for header in headers + [("Connection", "close")] * self.close_connection:
             self.send_header(*header)
         self.end_headers()
@@ -153,22 +150,25 @@ class RequestHandler(BaseHTTPRequestHandler):  # for as long as a connection is 
 
 
 class Server(ThreadingTCPServer):  # with a thread for each connection
-    allow_reuse_address, request_queue_size = True, 128
+    allow_reuse_address, daemon_threads, request_queue_size = True, True, 128
 
     def __init__(self, port: str):
-        self.connections: set[socket.socket] = set()
+        self.in_hand = Semaphore(MOST)
         try:
             super().__init__(("127.0.0.1", int(port)), RequestHandler)
         except (OSError, ValueError, OverflowError) as error:
-            sys.exit(f"Can't listen on port {port}: {error}")
+            raise SystemExit(f"Can't listen on port {port}: {error}")
         for signum in signal.SIGINT, signal.SIGTERM:
             signal.signal(signum, lambda *_: Thread(target=self.shutdown).start())
 
-    def server_close(self) -> None:  # waits for the answers in hand
-        for connection in list(self.connections):
-            with suppress(OSError):  # it is closed already
-                connection.shutdown(socket.SHUT_RD)
+    def finish_request(self, *args) -> None:
+        with suppress(OSError):  # the client has left
+            super().finish_request(*args)
+
+    def server_close(self) -> None:
         super().server_close()
+        for _ in range(MOST):  # until no answer is in hand; none begins any more
+            self.in_hand.acquire()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
-"""Measure the scripts against the bare packages, and print a Markdown table.
+"""Measure the scripts against the bare packages; write and print tests/BENCHMARK.md.
 
-`python tests/benchmark.py` takes under three minutes, on a redis-server of its own. Each
-figure is the median of several rounds, taken in turn with those of its yardstick, so
-that whatever else the machine does hits both. The ratio is the median of the rounds'
-ratios, figure by yardstick: high is good for a rate, low is good for a time.
+`python tests/benchmark.py` takes under three minutes on two cores, on a redis-server of
+its own. From top to bottom:
+
+- what other processes run from this file: a job, a creator, servers that do little;
+- tools: rounds of measures, rows of the table, processes, pools of workers, jobs;
+- the measurements: `memory`, `queuing`, `processing`, `news`, `following`, `starts`,
+  `serving`, and `measure_all`, which calls them;
+- the report: its text, and `main`.
 """
 
 import http.client
@@ -11,7 +15,6 @@ import importlib.util
 import os
 import platform
 import resource
-import shutil
 import signal
 import socket
 import sys
@@ -20,85 +23,86 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
-from itertools import cycle, islice
-from operator import truediv
 from pathlib import Path
 from statistics import median
 from subprocess import DEVNULL, PIPE, Popen
+from types import SimpleNamespace
 
 if __name__ == "__main__":
     sys.dont_write_bytecode = True  # leaves nothing in the project's folder
 
-from rq import Callback, Queue, Worker, get_current_job
+import redis
+from rq import Queue, Worker, get_current_job
 from rq.job import Job
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
 redis_client = importlib.import_module("0_redis_client")
 job_creator = importlib.import_module("7_job_creator")
 processor = importlib.import_module("7_job_processor")
 job_script = importlib.import_module("8_job")
-stock = importlib.import_module("9_stock")
 
 STARTED = time.monotonic()
-SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
-CHANNEL = "benchmark"
+CORES = os.cpu_count() or 1
+SIZES = sorted({1, 2, CORES, CORES + CORES // 2, 2 * CORES})  # of pools of workers
+JOBS = 1000 * job_creator.JOBS  # the eleven of task 8, over and over
+
+# What other processes run from this file.
+
+client = redis.Redis.from_url(os.environ.get("REDIS_URL", "redis://localhost"))
 BODY = b'{"itemId":1,"itemName":"Suitcase 250","price":50,"initialAvailableQuantity":4}'
-
-Rounds = tuple[float, ...]  # the figures of a measure
-Row = tuple[str, str, str, str]  # what, figure, yardstick's figure, ratio
-
-# What the processes started further down import from this file.
+HEADERS = {"Content-Type": "application/json", "Content-Length": str(len(BODY))}
 
 
-def do_nothing(phone_number: str, message: str) -> None:
-    """A job for the yardstick of task 9."""
-
-
-def progress_times() -> list[float]:
-    """A job that reports progress a hundred times; returns when it did."""
-    return _times(lambda percent: processor.report_progress(percent, 100))
-
-
-def publish_times() -> list[float]:
-    """The same with a bare publish in place of the progress."""
-    connection = get_current_job().connection
-    return _times(lambda percent: connection.publish(CHANNEL, percent))
-
-
-def _times(tell: Callable[[int], object]) -> list[float]:
-    times = []
-    for percent in range(100):
-        time.sleep(0.01)
-        times.append(time.monotonic())
-        tell(percent)
-    return times
-
-
-def one_get_app(environ: dict, start_response: Callable) -> list[bytes]:
-    """A WSGI app that does one GET with the client of 9_stock.py."""
-    stock.client().get("item.1")
-    headers = [("Content-Type", stock.JSON), ("Content-Length", str(len(BODY)))]
-    start_response("200 OK", headers)
+def bare_app(environ: dict, start_response: Callable) -> list[bytes]:
+    """A WSGI app that does one Redis GET."""
+    client.get("item.1")
+    start_response("200 OK", [*HEADERS.items()])
     return [BODY]
 
 
-def print_peak_memory(count: int) -> None:
+class BareHandler(BaseHTTPRequestHandler):
+    """The same for Python's own server."""
+
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer leaves in one piece
+    log_message = print  # to /dev/null
+
+    def do_GET(self) -> None:
+        client.get("item.1")
+        self.send_response(200)
+        for header in HEADERS.items():
+            self.send_header(*header)
+        self.end_headers()
+        self.wfile.write(BODY)
+
+
+def tell(bare: bool) -> list[float]:
+    """A job that reports progress, or publishes, a hundred times; returns when."""
+    publish = partial(get_current_job().connection.publish, "benchmark")
+    report, times = partial(processor.report_progress, total=100), []
+    for percent in range(100):
+        time.sleep(0.01)  # in place of a job's work
+        times.append(time.monotonic())
+        publish(percent) if bare else report(percent)
+    return times
+
+
+def create(count: int) -> None:
     """Queue jobs, follow them to their end, and print the peak memory of that."""
-    with silence():
-        queue = new_queue()
-        job_script.create_push_notifications_jobs(some_jobs(count), queue)
-        end_jobs(queue.job_ids, queue)
-        job_script.wait_for_jobs()
-    unit = 1 if sys.platform == "darwin" else 1024
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    queue = new_queue()
+    job_script.create_push_notifications_jobs(JOBS[:count], queue)
+    write_events(queue.job_ids, queue)
+    job_creator.wait_for_jobs()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
-# What the measurements share.
+# Tools.
 
 
-def in_turn(what: str, seconds: float, *measures: Callable[[], float]) -> list[Rounds]:
+def in_turn(what: str, seconds: float, *measures: Callable[[], float]) -> list[tuple]:
     """Return the figures of each of the measures, taken in turn: A B A B.
 
     There are as many rounds as fit in so many seconds, but at least three.
@@ -112,11 +116,13 @@ def in_turn(what: str, seconds: float, *measures: Callable[[], float]) -> list[R
     return [*zip(*rounds)]
 
 
-def row(what: str, unit: str, ours: Rounds, yardstick: Rounds) -> Row:
-    """Return a line of the table."""
+def row(what: str, unit: str, ours: tuple, yardstick: tuple) -> str:
+    """Return a row of the first table, from the figures of all rounds."""
     digits = 2 if median(ours) < 10 else 0
-    figures = [f"{median(each):,.{digits}f} {unit}" for each in (ours, yardstick)]
-    return what, *figures, f"{median(map(truediv, ours, yardstick)):.2f}"
+    a, b = (f"{median(each):,.{digits}f} {unit}" for each in (ours, yardstick))
+    return (
+        f"| {what} | {a} | {b} | {median(x / y for x, y in zip(ours, yardstick)):.2f} |"
+    )
 
 
 def rate(count: int, action: Callable[..., object], *args: object) -> float:
@@ -131,7 +137,7 @@ def running(*command: str, stdout: int = DEVNULL) -> Iterator[Popen]:
     """Run a command in the project's folder until the block ends."""
     # In a session of its own: Ctrl-C reaches this process only, which ends that one.
     options = {"stdin": DEVNULL, "stderr": DEVNULL, "start_new_session": True}
-    process = Popen(command, cwd=ROOT, stdout=stdout, **options)
+    process = Popen(command, cwd=HERE.parent, stdout=stdout, **options)
     try:
         yield process
     finally:
@@ -139,13 +145,8 @@ def running(*command: str, stdout: int = DEVNULL) -> Iterator[Popen]:
         try:
             process.communicate(timeout=10)
         finally:
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError):  # none is left
                 os.killpg(process.pid, signal.SIGKILL)
-
-
-def python(code: str, **options):
-    """Run Python code that may use what this file defines, until the block ends."""
-    return running(sys.executable, "-c", f"from benchmark import *; {code}", **options)
 
 
 def wait_until(condition: Callable[[], object], process: Popen) -> None:
@@ -153,239 +154,189 @@ def wait_until(condition: Callable[[], object], process: Popen) -> None:
     end = time.monotonic() + 20
     while not condition():
         if process.poll() is not None or time.monotonic() > end:
-            sys.exit(f"\nThis does not start: {process.args}")
+            sys.exit(f"\nThis does not work: {process.args}")
         time.sleep(0.02)
 
 
 @contextmanager
-def server(*command: str) -> Iterator[int]:
+def server(command: str) -> Iterator[int]:
     """Run a server, on a free port in place of PORT_NUMBER, until the block ends."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        address = free.getsockname()
-    command = [part.replace("PORT_NUMBER", str(address[1])) for part in command]
-
-    def listens() -> bool:
-        with suppress(OSError), socket.create_connection(address):
-            return True
-
-    with running(*command) as process:
-        wait_until(listens, process)
-        yield address[1]
+        host, port = free.getsockname()
+    with running(*command.replace("PORT_NUMBER", str(port)).split()) as process:
+        wait_until(lambda: not socket.socket().connect_ex((host, port)), process)
+        yield port
 
 
 @contextmanager
-def silence() -> Iterator[None]:
-    """Send what this process prints to /dev/null."""
-    with open(os.devnull, "w") as null, redirect_stdout(null):
-        yield
+def pool(size: int, worker_class: str = "") -> Iterator[Queue]:
+    """Run 7_job_processor.py, or RQ's own pool with this class, with `size` workers."""
+    queue = new_queue()
+    script = f"""import runpy, rq.worker_pool as rq
+rq.WorkerPool.num_workers = property(lambda _: {size}, lambda *_: None)
+runpy.run_path("7_job_processor.py", run_name="__main__")"""
+    rq = f"-m rq.cli worker-pool -q -n {size} -w {worker_class} {queue.name}".split()
+
+    def all_wait() -> bool:
+        workers = Worker.all(connection=queue.connection)
+        return [worker.get_state() for worker in workers] == ["idle"] * size
+
+    with running(sys.executable, *(rq if worker_class else ("-c", script))) as process:
+        wait_until(all_wait, process)
+        yield queue
+        wait_until(all_wait, process)
+        os.killpg(process.pid, signal.SIGKILL)  # by SIGTERM it would take two seconds
 
 
 def new_queue() -> Queue:
     """Return the queue of tasks 8 and 9 on an empty Redis."""
-    queue = Queue(processor.QUEUE, connection=redis_client.connect())
+    queue = Queue(processor.QUEUE, connection=redis_client.create_client())
     queue.connection.flushall()
     return queue
 
 
-def some_jobs(count: int) -> list[dict]:
-    """Return so many jobs: the eleven of task 8, over and over."""
-    return list(islice(cycle(job_creator.JOBS), count))
-
-
-def enqueue_bare(function: Callable | str, jobs: list[dict], queue: Queue) -> None:
+def enqueue_bare(jobs: list[dict], queue: Queue, function: str | Callable) -> list[Job]:
     """Queue jobs with nothing but RQ's `enqueue_many`."""
-    queue.enqueue_many(Queue.prepare_data(function, (*job.values(),)) for job in jobs)
+    data = (Queue.prepare_data(function, (*job.values(),)) for job in jobs)
+    return queue.enqueue_many(data)
 
 
-def end_jobs(ids: list[str], queue: Queue) -> None:
-    """Write the events that the processor writes for jobs that complete."""
+def write_events(ids: list[str], queue: Queue) -> None:
+    """Write what the processor writes for jobs that complete."""
     with queue.connection.pipeline(transaction=False) as pipe:
         for job_id in ids:
-            job = Job(job_id, pipe)
-            job.origin = queue.name
-            processor.write_event(job, "progress", "0")
-            processor.write_event(job, "progress", "50")
-            processor.report_completed(job, pipe, None)
-        pipe.execute()
+            job = SimpleNamespace(id=job_id, origin=queue.name, connection=pipe)
+            for event in ("progress", "0"), ("progress", "50"), ("completed",):
+                processor.write_event(job, *event)
+            if len(pipe) > 1000 or job_id == ids[-1]:  # all at once would take memory
+                pipe.execute()
 
 
-def follow(follower) -> list[float]:
-    """Print what a Follower hears; return when each line was printed."""
-    times = []
-    while follower.waiting:
-        events = follower.read()
-        follower.show(events)
-        times += [time.monotonic()] * len(events)
-    return times
+# The measurements.
 
 
-@contextmanager
-def pool(worker_class: str, size: int = 2) -> Iterator[Queue]:
-    """Run the pool of 7_job_processor.py with this class, once its workers listen."""
-    queue = new_queue()
-
-    def all_listen() -> bool:
-        workers = Worker.all(connection=queue.connection)
-        return [worker.get_state() for worker in workers] == ["idle"] * size
-
-    code = f"""
-import rq
-processor.PoolWorker = {worker_class}
-pool_class = processor.NotificationPool
-processor.NotificationPool = lambda queues, **options: pool_class(
-    queues, **options | {{"num_workers": {size}}}
-)
-processor.main()
-"""
-    with python(code) as process, silence():
-        wait_until(all_listen, process)
-        yield queue
-
-
-def work_through(jobs: list[dict], queue: Queue) -> None:
-    """Queue jobs, and follow them to their end."""
-    follower = job_creator.Follower(queue)
-    queued = job_creator.queue_jobs(jobs, queue)
-    follower.waiting.update(job.id for job in queued)
-    follow(follower)
-
-
-# The lines of the table.
-
-
-def memory() -> list[Row]:
+def memory() -> str:
     """A creator's peak memory with 7,000 jobs and with 2,000."""
 
     def peak(count: int) -> float:
-        code = f"print_peak_memory({count})"
-        with python(code, stdout=PIPE) as process:
-            return int(process.stdout.readline())
+        code = f"import benchmark; benchmark.create({count})"
+        with running(sys.executable, "-c", code, stdout=PIPE) as process:
+            unit = 1 if sys.platform == "darwin" else 1024
+            return int([*process.stdout][-1]) * unit
 
-    many, few = in_turn("memory", 5, lambda: peak(7_000), lambda: peak(2_000))
-    many, few = median(many), median(few)
-    figure = f"{(many - few) / 5000 / 1000:.1f} kB"
+    figures = in_turn("memory", 5, partial(peak, 7_000), partial(peak, 2_000))
+    many, few = map(median, figures)
     what = "a creator's peak memory for each job beyond 2,000"
-    return [(what, figure, f"{few / 1e6:.0f} MB with 2,000", "")]
+    return f"| {what} | {(many - few) / 5e6:.1f} kB | {few / 1e6:.0f} MB with 2,000 | |"
 
 
-def queuing() -> list[Row]:
+def queuing() -> list[str]:
     """Jobs queued in a second, up to the return of the call that queues them."""
-    queue, jobs, function = new_queue(), some_jobs(10_000), processor.send_notification
+    queue, function = new_queue(), processor.send_notification
 
-    def ours() -> float:
+    def enqueue(jobs: list[dict], queue: Queue) -> None:
+        for job in jobs:
+            queue.enqueue(function, *job.values())
+
+    def measure(count: int, *action: object) -> float:
+        figure = rate(count, action[0], JOBS[:count], queue, *action[1:])
         queue.connection.flushall()
-        figure = rate(10_000, job_script.create_push_notifications_jobs, jobs, queue)
-        end_jobs(queue.job_ids, queue)  # also ends the thread that follows them
-        job_script.wait_for_jobs()
+        job_creator.wait_for_jobs()  # to the thread that follows them they have ended
         return figure
 
-    def loop() -> float:
-        queue.connection.flushall()
-        calls = (queue.enqueue(function, *job.values()) for job in jobs[:1000])
-        return rate(1000, list, calls)
-
-    def bare() -> float:
-        queue.connection.flushall()
-        return rate(10_000, enqueue_bare, function, jobs, queue)
-
-    with silence():
-        ours_, loop_, bare_ = in_turn("queuing", 15, ours, loop, bare)
-    what = "`8_job.py` queuing 10,000 jobs / "
+    ours = partial(measure, 10_000, job_script.create_push_notifications_jobs)
+    yardsticks = (
+        partial(measure, 1_000, enqueue),
+        partial(measure, 10_000, enqueue_bare, function),
+    )
+    ours, one_by_one, many = in_turn("queuing", 18, ours, *yardsticks)
+    what = "`8_job.py` queuing 10,000 jobs / RQ's "
     return [
-        row(what + "a loop of RQ's `enqueue`", "jobs/s", ours_, loop_),
-        row(what + "RQ's `enqueue_many`", "jobs/s", ours_, bare_),
+        row(what + "`enqueue` in a loop", "jobs/s", ours, one_by_one),
+        row(what + "`enqueue_many`", "jobs/s", ours, many),
     ]
 
 
-def processing(worker_class: str, seconds: float, count: int) -> list[Row]:
-    """Jobs of task 9 done in a second, from queuing to the creator's last line."""
-    jobs = some_jobs(count)
+def processing(kind: str, seconds: int, speed: int) -> tuple[str, tuple[float, ...]]:
+    """Jobs done in a second by workers, each doing about `speed`, to the last one's end.
 
-    def nothing() -> None:
-        ended = queue.finished_job_registry.key
-        goal = queue.connection.zcard(ended) + count
-        enqueue_bare("benchmark.do_nothing", jobs, queue)
-        while queue.connection.zcard(ended) < goal:
-            time.sleep(0.01)
+    Each round takes pools of all SIZES with jobs of task 9, and two of RQ's workers with
+    jobs that do nothing. Returns the row of two workers, and the medians of all SIZES.
+    """
 
-    name = worker_class.split(".")[-1]
-    with pool(worker_class) as queue:
-        ours = partial(rate, count, work_through, jobs, queue)
-        figures = in_turn(name, seconds, ours, partial(rate, count, nothing))
-    what = f"jobs of task 9 through two `{name}` / jobs that do nothing"
-    return [row(what, "jobs/s", *figures)]
+    def work(jobs: list[dict], queue: Queue, bare: bool) -> None:
+        if not bare:
+            job_creator.queue_jobs(jobs, queue)
+            return job_creator.wait_for_jobs()
+        for job in reversed(enqueue_bare(jobs, queue, "operator.eq")[-10:]):
+            job.latest_result(timeout=20)  # the earlier ones have ended by then
 
+    def measure(size: int, worker_class: str, bare: bool = False) -> float:
+        with pool(size, worker_class) as queue:
+            work(JOBS[: 4 * size], queue, bare)  # warms the workers up
+            count = speed * min(size, CORES)
+            return rate(count, work, JOBS[:count], queue, bare)
 
-def more_workers() -> list[Row]:
-    """Jobs of task 9 done in a second by one and by four workers, against two."""
-    jobs = some_jobs(150)
-
-    def rate_of(size: int) -> float:
-        with pool("processor.PoolWorker", size) as queue:
-            return rate(150, work_through, jobs, queue)
-
-    sizes = [partial(rate_of, size) for size in (1, 2, 4)]
-    one, two, four = in_turn("more workers", 20, *sizes)
-    what = "jobs of task 9 through {} `PoolWorker` / through two"
-    return [
-        row(what.format("one"), "jobs/s", one, two),
-        row(what.format("four"), "jobs/s", four, two),
-    ]
+    ours = "" if kind == "Worker" else f"6_job_processor.Patient{kind}"
+    measures = [partial(measure, size, ours) for size in SIZES]
+    measures.append(partial(measure, 2, f"rq.{kind}", True))
+    *all_sizes, bare = in_turn(f"Patient{kind}", seconds, *measures)
+    what = f"jobs of task 9 by two `Patient{kind}` / that do nothing by two `rq.{kind}`"
+    two = row(what, "jobs/s", all_sizes[SIZES.index(2)], bare)
+    return two, [*map(median, all_sizes)]
 
 
-def news() -> list[Row]:
+def news() -> str:
     """The time from a progress call in a worker to its line in the creator."""
 
     def ours() -> float:
-        follower = job_creator.Follower(queue)
-        follower.waiting.add("0")
-        done = Callback(processor.report_completed)
-        job = queue.enqueue("benchmark.progress_times", job_id="0", on_success=done)
-        return delay(job, follow(follower))
+        times = []
+        clock = SimpleNamespace(write=len, flush=lambda: times.append(time.monotonic()))
+        with redirect_stdout(clock):
+            with job_creator.following(queue) as waiting:
+                job = queue.enqueue("benchmark.tell", False, **processor.HOOKS)
+                waiting.add(job.id)
+            job_creator.wait_for_jobs()
+        return delay(job, times)
 
     def hop() -> float:
         with queue.connection.pubsub(ignore_subscribe_messages=True) as pubsub:
-            pubsub.subscribe(CHANNEL)
-            job = queue.enqueue("benchmark.publish_times", job_id="1")
-            messages = (message for message in pubsub.listen() if message)
-            return delay(job, [time.monotonic() for _ in islice(messages, 100)])
+            pubsub.subscribe("benchmark")
+            job = queue.enqueue("benchmark.tell", True)
+            messages = filter(None, pubsub.listen())
+            return delay(job, [time.monotonic() for _ in zip(range(100), messages)])
 
     def delay(job: Job, arrivals: list[float]) -> float:
         departures = job.latest_result(timeout=4).return_value
-        job.delete()
         return 1000 * median(b - a for a, b in zip(departures, arrivals))
 
-    with pool("processor.PoolWorker") as queue:
+    with pool(2) as queue:
         figures = in_turn("news", 8, ours, hop)
     what = "from a progress call to the creator's line / from publish to subscriber"
-    return [row(what, "ms", *figures)]
+    return row(what, "ms", *figures)
 
 
-def following() -> list[Row]:
+def following() -> str:
     """The CPU time of following a job, out of many whose events wait in the stream."""
     queue = new_queue()
 
-    def cost(count: int, times: int) -> float:
-        used = 0.0
-        for _ in range(times):
-            follower = job_creator.Follower(queue)
-            ids = [str(number) for number in range(count)]
-            follower.waiting.update(ids)
-            end_jobs(ids, queue)
-            start = time.process_time()
-            follow(follower)
+    def cost(count: int) -> float:
+        used, ids = 0.0, [str(number) for number in range(count)]
+        for _ in range(20_000 // count):  # Python's garbage collector runs as often
+            with job_creator.following(queue) as waiting:  # its thread waits meanwhile
+                waiting.update(ids)
+                write_events(ids, queue)
+                start = time.process_time()
+            job_creator.wait_for_jobs()
             used += time.process_time() - start
-        return 1e6 * used / count / times
+            queue.connection.flushall()
+        return 1e6 * used / 20_000
 
-    with silence():
-        # As many jobs in all on either side, so that Python's garbage collector runs
-        # as often.
-        measures = lambda: cost(20_000, 1), lambda: cost(2_000, 10)
-        figures = in_turn("following", 12, *measures)
-    return [row("following each of 20,000 jobs / of 2,000", "µs of CPU", *figures)]
+    figures = in_turn("following", 14, partial(cost, 20_000), partial(cost, 2_000))
+    return row("following each of 20,000 jobs / of 2,000", "µs of CPU", *figures)
 
 
-def starts() -> list[Row]:
+def starts() -> str:
     """The time from the start of a script to its first line."""
 
     def time_of(*command: str) -> float:
@@ -394,120 +345,45 @@ def starts() -> list[Row]:
             process.stdout.readline()
             return 1000 * (time.perf_counter() - start)
 
-    names = [path.name for path in sorted(ROOT.glob("[0-9]_*.py"))]
+    names = [path.name for path in HERE.parent.glob("[0-9]_*.py")]
     names = [name for name in names if "processor" not in name]  # they print none
-    where = redis_client.connect().get_connection_kwargs()
-    client = f"redis.Redis({where['host']!r}, {where['port']})"
-    commands = [("-c", f"import redis; print({client}.ping(), flush=True)")]
-    commands += [(name,) for name in names]
-    measures = [lambda command=command: time_of(*command) for command in commands]
-    for measure in measures:
-        measure()  # compiles the modules
+    ping = f"redis.Redis.from_url({os.environ['REDIS_URL']!r}).ping()"
+    measures = [partial(time_of, "-c", f"import redis; print({ping}, flush=True)")]
+    measures += [partial(time_of, name) for name in names]
     ping, *figures = in_turn("starts", 15, *measures)
-    what = "start of `{}` to its first line / of a bare ping"
-    return [
-        row(what.format(name), "ms", each, ping) for name, each in zip(names, figures)
-    ]
+    slowest, name = max(zip(figures, names), key=lambda each: median(each[0]))
+    what = f"start of `{name}`, the slowest, to its first line / of a bare ping"
+    return row(what, "ms", slowest, ping)
 
 
-def serving(name: str, ours: list[str], yardstick: list[str]) -> list[Row]:
-    """Requests answered in a second, one after the other, on one connection if kept."""
-    stock.reserve_stock_by_id(1, 4)  # sold out
+def serving(what: str, *commands: str) -> list[str]:
+    """Requests answered in a second, one after the other on one connection."""
+    new_queue().connection.set("item.1", 4)  # sold out
+
+    def get(connection: http.client.HTTPConnection, path: str) -> None:
+        for _ in range(400):
+            connection.request("GET", path)
+            response = connection.getresponse()
+            assert response.read() and response.status == 200 and connection.sock
+
     rows = []
-
-    def measure(port: int, path: str) -> float:
-        connection = http.client.HTTPConnection("127.0.0.1", port)
-
-        def get(count: int) -> None:
-            for _ in range(count):
-                connection.request("GET", path)
-                connection.getresponse().read()
-
-        get(10)
-        figure = rate(400, get, 400)
-        connection.close()
-        return figure
-
-    with server(*ours) as our_port, server(*yardstick) as other_port:
+    with server(commands[0]) as ours, server(commands[1]) as yardstick:
+        ports = ours, yardstick
+        connections = [http.client.HTTPConnection("127.0.0.1", port) for port in ports]
         for path in "/list_products/1", "/reserve_product/1":
-            measures = [partial(measure, port, path) for port in (our_port, other_port)]
-            figures = in_turn(f"{name} {path}", 5, *measures)
-            what = f"`GET {path}` on {name} / an app that does one Redis GET"
-            rows.append(row(what, "requests/s", *figures))
+            measures = [partial(rate, 400, get, each, path) for each in connections]
+            figures = in_turn(f"{path} {what}", 5, *measures)
+            rows.append(row(f"`GET {path}` {what}", "requests/s", *figures))
     return rows
 
 
-def serving_with_wsgiref() -> list[Row]:
-    """9_stock.py itself, which closes the connection after each answer."""
-    command = ["env", "PORT=PORT_NUMBER", sys.executable]
-    yardstick = "from benchmark import *; stock.app = one_get_app; stock.main()"
-    return serving("wsgiref", [*command, "9_stock.py"], [*command, "-c", yardstick])
+def measure_all() -> dict[str, str]:
+    """Return the rows of both tables."""
+    rows = [memory()] + queuing()  # first: a process inherits its parent's peak
+    two, default = processing("Worker", 40, 75)
+    simple_two, simple = processing("SimpleWorker", 35, 250)
+    rows += [two, simple_two, news(), following(), starts()]
+    ...
 
 
-def serving_with_granian() -> list[Row]:
-    """A server for production, over a connection that is kept alive."""
-    if not importlib.util.find_spec("granian"):
-        return [("`9_stock:app` on granian", "granian is not installed", "", "")]
-    command = f"{sys.executable} -m granian --interface wsgi --workers 2"
-    command = [*command.split(), "--port", "PORT_NUMBER"]
-    return serving(
-        "granian", [*command, "9_stock:app"], [*command, "benchmark:one_get_app"]
-    )
-
-
-def measure_all() -> list[Row]:
-    """Return the lines of the table."""
-    rows = memory()  # first: a process inherits its parent's peak
-    rows += queuing()
-    rows += processing("processor.PoolWorker", 25, 200)
-    rows += processing("rq.SimpleWorker", 15, 1000) + more_workers()
-    rows += news() + following() + starts()
-    return rows + serving_with_granian() + serving_with_wsgiref()
-
-
-def machine() -> str:
-    """Return, in one line, what the figures depend on."""
-    cpu = platform.processor() or platform.machine()
-    with suppress(OSError, IndexError):
-        cpu = (
-            Path("/proc/cpuinfo").read_text().split("model name\t: ")[1].splitlines()[0]
-        )
-    redis_version = redis_client.connect().info("server")["redis_version"]
-    return (
-        f"{time.strftime('%Y-%m-%d %H:%M')}, {os.cpu_count()} cores, {cpu}, "
-        f"Python {platform.python_version()}, Redis {redis_version}, "
-        f"redis-py {version('redis')}, RQ {version('rq')}"
-    )
-
-
-def interrupted(signum: int, frame: object) -> None:
-    """End what was started, then this process."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    print(file=sys.stderr)  # after the line of progress
-    sys.exit(128 + signum)
-
-
-def main() -> None:
-    for number in SIGNALS:
-        signal.signal(number, interrupted)
-    if not shutil.which("redis-server"):
-        sys.exit("redis-server is not installed")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # for "import benchmark"
-        os.environ["PYTHONPYCACHEPREFIX"] = folder  # not in the project's folder
-        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-        options = f"--bind 127.0.0.1 --dir {folder} --port PORT_NUMBER --save"
-        with server("redis-server", *options.split(), "") as port:
-            os.environ["REDIS_URL"] = f"redis://127.0.0.1:{port}"
-            rows = measure_all()
-            print(f"\r{'':79}\r", end="", file=sys.stderr, flush=True)
-            print(machine())
-    print("\n| measured / yardstick | figure | yardstick | ratio |")
-    print("| --- | --: | --: | --: |")
-    for columns in rows:
-        print("|", " | ".join(columns), "|")
-
-
-if __name__ == "__main__":
-    main()
+# The report.

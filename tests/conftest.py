@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -272,3 +273,87 @@ def run(fake_redis, capsys) -> Iterator[Callable[[str], list[str]]]:
 
     yield run
     signal.signal(signal.SIGINT, handler)
+
+
+class Proxy:
+    """Forwards connections to a Redis, falls silent, or is away from a command on."""
+
+    def __init__(self, port: int):
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self.server.getsockname()[1]}"
+        self.port = port
+        self.silent: set[socket.socket] = set()
+        self.away_from = b""  # the first command that is not forwarded, if any
+        self.is_away = False
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def fall_silent(self) -> None:
+        """Forward nothing more of the connections there are; later ones work."""
+        self.silent.update(self._open)
+
+    def come_back(self) -> None:
+        self.away_from, self.is_away = b"", False
+
+    def close(self) -> None:
+        self.server.close()
+        self._close_all()
+
+    def _close_all(self) -> None:
+        for connection in self._open:
+            with suppress(OSError):  # its client has closed it
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # the proxy is closed
+            while True:
+                client, _ = self.server.accept()
+                if self.is_away:
+                    client.close()
+                    continue
+                redis_side = socket.create_connection(("127.0.0.1", self.port))
+                self._open += client, redis_side
+                for pair in (client, redis_side), (redis_side, client):
+                    threading.Thread(target=self._pump, args=pair, daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if self.away_from and self.away_from in data:
+                    self.is_away = True
+                    self._close_all()
+                if source not in self.silent:
+                    target.sendall(data)
+            if source not in self.silent:
+                target.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def proxy(redis_server) -> Iterator[Proxy]:
+    """A proxy of the private redis-server."""
+    proxy = Proxy(redis_server.port)
+    yield proxy
+    proxy.close()
+
+
+def start_processor(
+    start, server: RedisServer, name: str = "7_job_processor.py", url=""
+):
+    """Start a processor, and wait until its workers wait for a job."""
+    workers = server.client.scard("rq:workers")
+    script = start(name, url or server.url)
+    added = 2 if name == "7_job_processor.py" else 1
+    wait_until(
+        lambda: server.client.scard("rq:workers") == workers + added, state=script
+    )
+    return script
+
+
+def told_of_each_job(lines: list[str]) -> dict[str, list[str]]:
+    """Return the texts told of each job, by its id."""
+    told = defaultdict(list)
+    for line in lines:
+        if line.startswith("Notification job ") and "created" not in line:
+            job_id, text = line.removeprefix("Notification job ").split(" ", 1)
+            told[job_id].append(text)
+    return told

@@ -24,10 +24,10 @@ def start_all(start, names, url):
 
 def assert_each_says_in_one_line_that_it_is_not_connected(scripts):
     for script in scripts:
-        ends_not_connected(script, timeout=5)  # redis-py's own timeout is 5 s
+        ends_not_connected(script, timeout=8)  # redis-py waits 5 s for an answer
 
 
-def test_importing_does_nothing_even_without_a_usable_redis():
+def test_importing_does_nothing_and_needs_no_redis():
     code = f"""
 import importlib, signal, threading
 handler = signal.getsignal(signal.SIGINT)
@@ -36,7 +36,8 @@ for name in {[name.removesuffix(".py") for name in SCRIPTS]}:
 assert threading.active_count() == 1
 assert signal.getsignal(signal.SIGINT) is handler
 """
-    env = {**os.environ, "REDIS_URL": "no URL", "PYTHONPATH": str(ROOT)}
+    url = f"redis://127.0.0.1:{free_port()}"
+    env = {**os.environ, "REDIS_URL": url, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, env=env, check=False
     )

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 from conftest import ROOT, wait_until, work
-from rq import Queue
 
 job_creator = importlib.import_module("6_job_creator")
 creator = importlib.import_module("7_job_creator")
@@ -111,15 +110,6 @@ def test_all_job_scripts_count_in_one_sequence(start, redis_server):
         script.wait_for("created", 11 if name == "7_job_creator.py" else 1)
         lines += script.lines
     assert lines == [f"Notification job created: {number}" for number in range(1, 15)]
-
-
-def test_a_lost_counter_overwrites_no_job(redis_server):
-    connection = redis_server.rq_connection
-    first = creator.queue_jobs(creator.JOBS, Queue("q", connection=connection))
-    connection.delete("job_ids")
-    second = creator.queue_jobs(creator.JOBS[:3], Queue("q", connection=connection))
-    assert {job.id for job in first}.isdisjoint(job.id for job in second)
-    assert len(Queue("q", connection=connection)) == 14
 
 
 @pytest.mark.parametrize("processor_first", [True, False])

@@ -1,0 +1,125 @@
+"""Every script on fakeredis, in this process: no server, in seconds."""
+
+import importlib
+import threading
+
+import pytest
+from conftest import CONNECTED, wait_until, work
+
+
+def test_client(run):
+    assert run("0_redis_client.py") == [CONNECTED]
+
+
+@pytest.mark.parametrize("name", ["1_redis_op.py", "2_redis_op_async.py"])
+def test_basic_operations(run, fake_redis, name):
+    fake_redis.set("Holberton", "School")
+    assert run(name) == [CONNECTED, "School", "Reply: OK", "100"]
+    assert fake_redis.get("HolbertonSanFrancisco") == b"100"
+
+
+def test_hash(run):
+    hash_lines = [
+        "{'Portland': '50',",
+        " 'Seattle': '80',",
+        " 'New York': '20',",
+        " 'Bogota': '20',",
+        " 'Cali': '40',",
+        " 'Paris': '2'}",
+    ]
+    for reply in "10":
+        assert run("4_redis_advanced_op.py") == [
+            CONNECTED,
+            *[f"Reply: {reply}"] * 6,
+            *hash_lines,
+        ]
+
+
+def in_background(name):
+    """Start the `main` of a script in a thread."""
+    thread = threading.Thread(target=importlib.import_module(name).main)
+    thread.start()
+    return thread
+
+
+def test_publisher_and_subscriber(run, fake_redis, capsys, monkeypatch):
+    threads = threading.active_count()
+    subscriber = importlib.import_module("5_subscriber")
+    client = subscriber.redis_client.create_client(decode_responses=True)
+    monkeypatch.setattr(subscriber, "client", client)
+    subscriber = in_background("5_subscriber")
+    wait_until(lambda: fake_redis.pubsub_numsub("holberton school channel")[0][1])
+    lines = run("5_publisher.py")
+    subscriber.join()
+    wait_until(lambda: threading.active_count() == threads)  # the publisher's timers
+    lines += capsys.readouterr().out.splitlines()
+    sent = [
+        "Holberton Student #1 starts course",
+        "Holberton Student #2 starts course",
+        "KILL_SERVER",
+        "Holberton Student #3 starts course",
+    ]
+    assert [line for line in lines if "About" in line] == [
+        f"About to send {text}" for text in sent
+    ]
+    assert [line for line in lines if "About" not in line] == [
+        CONNECTED,
+        CONNECTED,
+        *sent[:3],
+    ]
+
+
+def test_publishing_does_not_block_the_caller(fake_redis, capsys, monkeypatch):
+    publisher = importlib.import_module("5_publisher")
+    monkeypatch.setattr(publisher, "client", fake_redis)
+    timer = publisher.publish_message("hello", 50)
+    assert capsys.readouterr().out == ""
+    timer.join()
+    assert capsys.readouterr().out == "About to send hello\n"
+
+
+def test_task_6_and_7(fake_redis, capsys):
+    creator = in_background("6_job_creator")
+    wait_until(lambda: fake_redis.llen("rq:queue:push_notification_code"))
+    work(fake_redis, "push_notification_code")
+    creator.join()
+    message = "This is the code to verify your account"
+    assert sorted(capsys.readouterr().out.splitlines()) == [
+        "Notification job completed",
+        "Notification job created: 1",
+        f"Sending notification to 4153518780, with message: {message}",
+    ]
+
+
+def test_task_8_and_9(fake_redis, capsys):
+    creator = in_background("7_job_creator")
+    wait_until(lambda: fake_redis.llen("rq:queue:push_notification_code_2") == 11)
+    work(fake_redis, "push_notification_code_2")
+    creator.join()
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("created" in line for line in lines) == 11
+    assert sum("0% complete" in line for line in lines) == 11 + 9
+    assert sum("is blacklisted" in line for line in lines) == 2
+    assert sum("completed" in line for line in lines) == 9
+    assert sum("Sending" in line for line in lines) == 9
+
+
+def test_task_10_script_stays_until_its_job_has_ended(fake_redis, capsys):
+    script = in_background("8_job")
+    wait_until(lambda: fake_redis.llen("rq:queue:push_notification_code_3"))
+    work(fake_redis, "push_notification_code_3")
+    script.join()
+    assert capsys.readouterr().out.splitlines() == [
+        "Notification job created: 1",
+        "Notification job 1 0% complete",
+        "Notification job 1 failed: Phone number 4153518780 is blacklisted",
+    ]
+
+
+def test_job_functions_can_be_called_without_a_worker(capsys):
+    processor = importlib.import_module("7_job_processor")
+    processor.send_notification("1", "hello")
+    assert capsys.readouterr().out == "Sending notification to 1, with message: hello\n"
+    error = processor.job_processor.NotificationError
+    with pytest.raises(error, match="^Phone number 4153518781 is blacklisted$"):
+        processor.send_notification("4153518781", "hello")

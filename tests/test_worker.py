@@ -1,0 +1,249 @@
+"""The workers of the processors, on a real Redis: stops, and a Redis that is away or full."""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+from conftest import ROOT, Script, start_processor, wait_until
+from rq import Queue
+
+QUEUES = {
+    "6_job_processor.py": "push_notification_code",
+    "7_job_processor.py": "push_notification_code_2",
+}
+each_processor = pytest.mark.parametrize("name", QUEUES)
+each_worker = pytest.mark.parametrize(
+    "worker_class", ["PatientWorker", "PatientSimpleWorker"]
+)
+
+
+@pytest.fixture
+def rq_command():
+    """A function that runs a command of RQ, such as `rq worker`; all end after the test."""
+    scripts = []
+
+    def run(command, server, *options):
+        words = sys.executable, "-m", "rq.cli", *command.split(), "--url", server.url
+        scripts.append(Script(*words, *options, cwd=ROOT))
+        return scripts[-1]
+
+    yield run
+    for script in scripts:
+        script.kill()
+
+
+def states(server):
+    """Return the states of all workers."""
+    keys = server.client.smembers("rq:workers")
+    return [server.client.hget(key, "state") for key in keys]
+
+
+def status(server, job):
+    return server.client.hget(job.key, "status")
+
+
+def queue_sleep(server, seconds, queue_name):
+    """Queue a job that takes some seconds."""
+    queue = Queue(queue_name, connection=server.rq_connection)
+    return queue.enqueue("time.sleep", seconds)
+
+
+def wait_for_status(server, job, wanted, timeout=10):
+    wait_until(lambda: status(server, job) == wanted, timeout)
+
+
+# Stopping.
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@each_processor
+def test_a_stopped_processor_finishes_the_job_in_hand(
+    start, redis_server, name, signum
+):
+    processor = start_processor(start, redis_server, name)
+    job = queue_sleep(redis_server, 0.5, QUEUES[name])
+    wait_for_status(redis_server, job, "started")
+    processor.stop(signum)
+    assert processor.end() == 0
+    assert status(redis_server, job) == "finished"
+    assert processor.processes() == []
+    assert processor.errors == []
+
+
+@each_processor
+def test_a_second_ctrl_c_gives_the_job_in_hand_up(start, redis_server, name):
+    processor = start_processor(start, redis_server, name)
+    job = queue_sleep(redis_server, 60, QUEUES[name])
+    wait_for_status(redis_server, job, "started")
+    processor.stop(signal.SIGINT)
+    time.sleep(1.1)  # RQ takes a second signal within a second for the same
+    processor.stop(signal.SIGINT)
+    processor.end()
+    assert processor.processes() == []
+
+
+@each_processor
+def test_no_job_is_lost_when_a_processor_is_stopped_under_load(
+    start, redis_server, name
+):
+    queue = Queue(QUEUES[name], connection=redis_server.rq_connection)
+    queue.enqueue_many(Queue.prepare_data("time.time") for _ in range(100))
+    for jobs_left in 80, 50, 20:
+        processor = start(name, redis_server.url)
+        wait_until(lambda left=jobs_left: len(queue) < left)
+        processor.stop(signal.SIGINT)
+        assert processor.end() == 0
+        assert redis_server.client.llen(queue.intermediate_queue_key) == 0
+        assert len(queue) + queue.finished_job_registry.count == 100
+
+
+@each_worker
+def test_workers_of_the_pool_of_rq_stop_without_losing_a_job(
+    rq_command, redis_server, worker_class
+):
+    queue = Queue("q", connection=redis_server.rq_connection)
+    queue.enqueue_many(Queue.prepare_data("time.time") for _ in range(2000))
+    command = f"worker-pool -n 3 -q -w 6_job_processor.{worker_class} q"
+    pool = rq_command(command, redis_server)
+    wait_until(lambda: queue.finished_job_registry.count > 50, state=pool)
+    pool.stop(signal.SIGINT)
+    pool.end()
+    assert redis_server.client.llen(queue.intermediate_queue_key) == 0
+    assert len(queue) + queue.finished_job_registry.count == 2000
+    assert pool.processes() == []
+
+
+def test_a_suspended_worker_can_be_stopped(start, redis_server, rq_command):
+    rq_command("suspend", redis_server).end()
+    processor = start("6_job_processor.py", redis_server.url)
+    wait_until(lambda: states(redis_server) == ["suspended"])
+    processor.stop(signal.SIGTERM)
+    assert processor.end(timeout=3) == 0
+
+
+# A Redis that is away.
+
+
+@each_processor
+def test_a_processor_outlives_an_absence_of_redis(start, redis_server, name):
+    processor = start_processor(start, redis_server, name)
+    job = queue_sleep(redis_server, 0.5, QUEUES[name])
+    wait_for_status(redis_server, job, "started")
+    redis_server.stop()
+    time.sleep(1)  # the job ends meanwhile, and its work horse waits to tell
+    redis_server.start()
+    wait_for_status(redis_server, job, "finished")
+    job = queue_sleep(redis_server, 0, QUEUES[name])
+    wait_for_status(redis_server, job, "finished")
+    assert processor.errors == []
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+@each_processor
+def test_a_job_just_taken_when_redis_goes_away_is_run_when_it_is_back(
+    start, redis_server, proxy, name, stopped
+):
+    processor = start_processor(start, redis_server, name, proxy.url)
+    proxy.away_from = b"HGETALL"  # by which a worker reads the job that it has taken
+    job = queue_sleep(redis_server, 0, QUEUES[name])
+    wait_until(lambda: proxy.is_away)
+    assert redis_server.client.llen(f"rq:queue:{QUEUES[name]}:intermediate") == 1
+    if stopped:
+        processor.stop(signal.SIGTERM)
+        time.sleep(0.7)  # in which the workers try again
+    proxy.come_back()
+    wait_for_status(redis_server, job, "finished")
+    if stopped:
+        assert processor.end() == 0
+    assert processor.errors == []
+
+
+def test_a_processor_stopped_while_redis_is_away_keeps_the_job_until_it_is_back(
+    start, redis_server
+):
+    processor = start_processor(start, redis_server, "6_job_processor.py")
+    job = queue_sleep(redis_server, 0.5, QUEUES["6_job_processor.py"])
+    wait_for_status(redis_server, job, "started")
+    redis_server.stop()
+    processor.stop(signal.SIGTERM)
+    time.sleep(1)  # the work horse is done by now, and can't tell
+    assert processor.process.poll() is None
+    redis_server.start()
+    assert processor.end() == 0
+    assert status(redis_server, job) == "finished"
+    assert processor.processes() == []
+
+
+def test_a_processor_whose_workers_are_killed_while_redis_is_away_can_be_stopped(
+    start, redis_server
+):
+    processor = start_processor(start, redis_server, "7_job_processor.py")
+    redis_server.stop()
+    killed = set(processor.processes()) - {processor.process.pid}
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: len(set(processor.processes()) - killed) == 3)
+    processor.stop(signal.SIGTERM)
+    assert processor.end() == 0
+    assert processor.processes() == []
+
+
+def test_maintenance_waits_until_the_workers_know_that_redis_is_back(
+    start, redis_server
+):
+    # A job in hand, whose worker has given no sign of life for over a minute.
+    processor = start_processor(start, redis_server, "6_job_processor.py")
+    queue_name = QUEUES["6_job_processor.py"]
+    job = queue_sleep(redis_server, 3, queue_name)
+    wait_for_status(redis_server, job, "started")
+    wip = f"rq:wip:{queue_name}"
+    [execution] = redis_server.client.zrange(wip, 0, -1)
+    redis_server.client.zadd(wip, {execution: time.time() - 1}, xx=True)
+    redis_server.stop()
+    redis_server.start()
+    # A new worker would fail it as abandoned, were it not for the age of Redis.
+    other = start("6_job_processor.py", redis_server.url)
+    wait_for_status(redis_server, job, "finished")
+    assert processor.errors == other.errors == []
+
+
+# A Redis that is full.
+
+
+def refused(server):
+    """Return how many commands Redis has refused as it is full."""
+    errors = server.client.info("errorstats")
+    return errors.get("errorstat_OOM", {"count": 0})["count"]
+
+
+def test_a_processor_waits_until_a_full_redis_has_room(start, redis_server):
+    queue = Queue(QUEUES["7_job_processor.py"], connection=redis_server.rq_connection)
+    job = queue.enqueue("time.time")
+    redis_server.client.config_set("maxmemory", 1)
+    processor = start("7_job_processor.py", redis_server.url)
+    wait_until(lambda: refused(redis_server) > 5)
+    redis_server.client.config_set("maxmemory", 0)
+    wait_for_status(redis_server, job, "finished")
+    assert processor.errors == []
+
+
+def fill_redis(job, connection, result):
+    """A callback after which Redis is full, just before RQ records a job's end."""
+    connection.config_set("maxmemory", 1)
+
+
+def test_a_job_whose_end_a_full_redis_refuses_does_not_hammer_it(
+    rq_command, redis_server
+):
+    queue = Queue("q", connection=redis_server.rq_connection)
+    command = "worker --quiet --path tests -w 6_job_processor.PatientWorker q"
+    rq_command(command, redis_server)
+    job = queue.enqueue("time.time", on_success="test_worker.fill_redis")
+    wait_until(lambda: refused(redis_server) > 0)
+    before = refused(redis_server)
+    time.sleep(1.5)
+    assert refused(redis_server) - before < 20
+    redis_server.client.config_set("maxmemory", 0)
+    wait_for_status(redis_server, job, "finished")
