@@ -67,12 +67,13 @@ def following(queue: Queue) -> Iterator[set[str]]:
     """Print what happens to the jobs whose ids the block adds. Twin of `job.on(…)`."""
     with _lock:
         key = queue.connection, processor.EVENTS_KEY.format(queue.name)
-        if key not in _waiting:  # or one thread follows the jobs of all calls
-            position = f"{queue.connection.time()[0]}000"  # now, as an id in the stream
-            _waiting[key] = set()
+        waiting = _waiting.get(key, set())  # by one thread, for all calls
+        position = f"{queue.connection.time()[0]}000"  # now, as an id in the stream
+        yield waiting
+        if waiting and key not in _waiting:
+            _waiting[key] = waiting
             options = {"name": "follower", "args": (*key, position), "daemon": True}
             threading.Thread(target=follow, **options).start()
-        yield _waiting[key]
 
 
 def wait_for_jobs() -> None:
@@ -91,12 +92,11 @@ def follow(connection: redis.Redis, stream: str, position: str | bytes) -> None:
             if 1000 * (time.monotonic() - heard) > SILENCE:  # a killed job is silent
                 ended = job_creator.ended_jobs(list(waiting), connection)
                 heard = time.monotonic()
-            wait = 1 if ended else SILENCE
-            streams = connection.xread({stream: position}, 1000, wait)
+            found = connection.xread({stream: position}, 1000, 1 if ended else SILENCE)
         except (redis.ConnectionError, redis.TimeoutError):
             time.sleep(0.5)  # the stream keeps what happens meanwhile
             continue
-        entries = streams[0][1] if streams else []
+        entries = found[0][1] if found else []
         position = entries[-1][0] if entries else position
         events = [map(bytes.decode, fields.values()) for _, fields in entries] + ended
         with _lock:
