@@ -118,7 +118,7 @@ def app(environ: dict, start_response: Callable) -> list[bytes]:
 
 
 class RequestHandler(BaseHTTPRequestHandler):  # for as long as a connection is open
-    protocol_version = "HTTP/1.1"
+    protocol_version, default_request_version = "HTTP/1.1", "HTTP/1.0"
     timeout = 5  # seconds until an idle connection is dropped
     wbufsize = -1  # an answer leaves in one piece
     error_content_type, error_message_format = JSON, '{"status":"%(explain)s"}'

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +17,6 @@ import fakeredis
 import pytest
 import redis
 import redis.asyncio
-from rq import Queue, SimpleWorker
 
 ROOT = Path(__file__).parent.parent
 # So that importlib finds the scripts, whatever pytest is asked to run.
@@ -169,11 +167,6 @@ def ends_not_connected(script: Script, timeout: float = 4) -> str:
     [line] = script.lines
     assert line.startswith(NOT_CONNECTED)
     return line.removeprefix(NOT_CONNECTED)
-
-
-def work(connection: redis.Redis, *queues: str | Queue) -> None:
-    """Run the queued jobs in this process: a work horse could not reach fakeredis."""
-    SimpleWorker(queues, connection=connection).work(burst=True)
 
 
 def require_redis_server() -> None:
@@ -336,24 +329,27 @@ def proxy(redis_server) -> Iterator[Proxy]:
     proxy.close()
 
 
-def start_processor(
-    start, server: RedisServer, name: str = "7_job_processor.py", url=""
-):
-    """Start a processor, and wait until its workers wait for a job."""
-    workers = server.client.scard("rq:workers")
-    script = start(name, url or server.url)
-    added = 2 if name == "7_job_processor.py" else 1
-    wait_until(
-        lambda: server.client.scard("rq:workers") == workers + added, state=script
-    )
-    return script
+@pytest.fixture(scope="module")
+def shared_redis(tmp_path_factory) -> Iterator[RedisServer]:
+    """A Redis for the tests that don't change it."""
+    require_redis_server()
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
 
 
-def told_of_each_job(lines: list[str]) -> dict[str, list[str]]:
-    """Return the texts told of each job, by its id."""
-    told = defaultdict(list)
-    for line in lines:
-        if line.startswith("Notification job ") and "created" not in line:
-            job_id, text = line.removeprefix("Notification job ").split(" ", 1)
-            told[job_id].append(text)
-    return told
+def port_of(script: Script) -> int:
+    """Wait until the service listens, and return its port."""
+    script.wait_for("API available on localhost port ")
+    return int(script.lines[0].split()[-1])
+
+
+@pytest.fixture
+def serve(start) -> Callable[..., tuple[Script, int]]:
+    """A function that starts the service on a free port; it returns script and port."""
+
+    def serve(url: str, port: int = 0, **options) -> tuple[Script, int]:
+        script = start("9_stock.py", url, PORT=str(port), **options)
+        return script, port_of(script)
+
+    return serve

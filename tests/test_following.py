@@ -5,7 +5,8 @@ import threading
 import time
 
 import pytest
-from conftest import wait_until, work
+from conftest import wait_until
+from jobs import wait_for_followers, work
 from rq import Queue, Retry
 from rq.job import Job
 
@@ -22,7 +23,7 @@ def queue(fake_redis, monkeypatch):
     monkeypatch.setattr(creator, "SILENCE", 20)
     yield Queue("q", connection=fake_redis)
     fake_redis.flushall()  # what is not done by now counts as failed
-    creator.wait_for_jobs()
+    wait_for_followers()
     wait_until(lambda: threading.active_count() == 1)
 
 
@@ -36,7 +37,7 @@ def events(queue):
 
 def told(capsys):
     """Wait for the end of all jobs; return the lines printed of them since the last."""
-    creator.wait_for_jobs()
+    wait_for_followers()
     lines = capsys.readouterr().out.splitlines()
     return [line for line in lines if "created" not in line and "Sending" not in line]
 
@@ -130,7 +131,7 @@ def test_created_is_the_first_line_of_a_job(queue, capsys, monkeypatch):
 
     monkeypatch.setattr(queue, "enqueue_many", enqueue_and_run)
     creator.queue_jobs([ALLOWED], queue)
-    creator.wait_for_jobs()
+    wait_for_followers()
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if "job 2 " in line or line.endswith(" 2")] == [
         "Notification job created: 2",

@@ -7,14 +7,8 @@ import time
 
 import pytest
 import redis
-from conftest import (
-    RedisServer,
-    require_redis_server,
-    start_processor,
-    told_of_each_job,
-    wait_until,
-    work,
-)
+from conftest import RedisServer, require_redis_server, wait_until
+from jobs import start_processor, told_of_each_job, wait_for_followers, work
 from rq import Queue
 
 creator_script = importlib.import_module("7_job_creator")
@@ -52,7 +46,7 @@ class Following:
 
     def until_all_ended(self):
         """Wait for the end of all jobs, and return the lines."""
-        creator_script.wait_for_jobs()
+        wait_for_followers()
         return self.capsys.readouterr().out.splitlines()
 
 
@@ -118,7 +112,7 @@ def test_jobs_outlive_a_redis_restart(start, redis_server, capsys):
     processor.wait_for("Sending", 20)
     redis_server.stop()
     redis_server.start()
-    creator_script.wait_for_jobs()
+    wait_for_followers()
     told = told_of_each_job(capsys.readouterr().out.splitlines())
     assert sorted(told) == sorted(job.id for job in jobs)
     assert {texts[-1] for texts in told.values()} == {"completed"}

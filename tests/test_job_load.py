@@ -5,7 +5,13 @@ import importlib
 import sys
 
 import pytest
-from conftest import ROOT, Script, start_processor, told_of_each_job, wait_until
+from conftest import ROOT, Script, wait_until
+from jobs import (
+    start_processor,
+    start_processors,
+    told_of_each_job,
+    wait_for_followers,
+)
 from rq import Queue
 
 creator_script = importlib.import_module("7_job_creator")
@@ -23,7 +29,7 @@ def test_a_list_of_20_000_is_queued_whole(redis_server, capsys, monkeypatch):
     assert capsys.readouterr().out.count("created") == 20_000
     monkeypatch.setattr(creator_script, "SILENCE", 100)
     redis_server.client.flushall()
-    job_script.wait_for_jobs()
+    wait_for_followers()
 
 
 def test_a_wrong_entry_at_the_end_of_20_000_leaves_redis_as_it_was(redis_server):
@@ -42,7 +48,7 @@ def test_phone_number_and_message_hold_any_text(start, redis_server, capsys, tex
     queue = Queue(QUEUE, connection=redis_server.rq_connection)
     job = {"phoneNumber": text, "message": text}
     job_script.create_push_notifications_jobs([job], queue)
-    job_script.wait_for_jobs()
+    wait_for_followers()
     assert capsys.readouterr().out.splitlines()[-1] == "Notification job 1 completed"
     sent = f"Sending notification to {text}, with message: {text}".split("\n")
     wait_until(lambda: len(processor.lines) == len(sent))
@@ -63,7 +69,7 @@ job_script.wait_for_jobs()
 
 
 def test_four_creators_and_two_processors_at_once(start, redis_server):
-    processors = [start_processor(start, redis_server) for _ in range(2)]
+    processors = start_processors(start, redis_server, *["7_job_processor.py"] * 2)
     command = "-c", CREATOR_OF_500
     creators = [
         Script(

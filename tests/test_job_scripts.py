@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, wait_until, work
+from conftest import ROOT, wait_until
+from jobs import work
 
 job_creator = importlib.import_module("6_job_creator")
 creator = importlib.import_module("7_job_creator")

@@ -130,7 +130,7 @@ def test_subscriber_outlives_a_redis_restart(start, redis_server):
     subscriber = start("5_subscriber.py", redis_server.url)
     subscriber.wait_for(CONNECTED)
     redis_server.stop()
-    subscriber.wait_for(NOT_CONNECTED, 2)
+    subscriber.wait_for(NOT_CONNECTED)
     redis_server.start()
     subscriber.wait_for(CONNECTED, 2)
     redis_server.client.publish("holberton school channel", "KILL_SERVER")

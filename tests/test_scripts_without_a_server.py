@@ -4,7 +4,8 @@ import importlib
 import threading
 
 import pytest
-from conftest import CONNECTED, wait_until, work
+from conftest import CONNECTED, wait_until
+from jobs import work
 
 
 def test_client(run):

@@ -1,0 +1,61 @@
+"""What the tests of the job scripts share: workers, and what is told of jobs."""
+
+import threading
+from collections import defaultdict
+
+import redis
+from conftest import RedisServer, Script, wait_until
+from rq import Queue, SimpleWorker
+
+
+class DeafWorker(SimpleWorker):
+    """A worker that hears no commands: RQ often waits a second for the thread that does."""
+
+    def subscribe(self): ...
+
+    def unsubscribe(self): ...
+
+
+def work(connection: redis.Redis, *queues: str | Queue) -> None:
+    """Run the queued jobs in this process: a work horse could not reach fakeredis."""
+    DeafWorker(queues, connection=connection).work(burst=True)
+
+
+def wait_for_followers(timeout: float = 30) -> None:
+    """Wait until no job is followed in this process any more; fail if that takes long.
+
+    `wait_for_jobs`, which waits for as long as it takes, would keep the tests for ever.
+    """
+
+    def ended() -> bool:
+        return all(thread.name != "follower" for thread in threading.enumerate())
+
+    wait_until(ended, timeout, "a job is still followed")
+
+
+WORKERS = {"6_job_processor.py": 1, "7_job_processor.py": 2}
+
+
+def start_processors(start, server: RedisServer, *names: str, url="") -> list[Script]:
+    """Start processors, and wait until their workers have registered."""
+    workers = server.client.scard("rq:workers")
+    workers += sum(WORKERS[name] for name in names)
+    scripts = [start(name, url or server.url) for name in names]
+    wait_until(lambda: server.client.scard("rq:workers") == workers, state=scripts)
+    return scripts
+
+
+def start_processor(start, server: RedisServer, name="7_job_processor.py") -> Script:
+    """Start one processor, and wait until its workers have registered."""
+    [script] = start_processors(start, server, name)
+    return script
+
+
+def told_of_each_job(lines: list[str]) -> dict[str, list[str]]:
+    """Return the texts told of each job, by its id."""
+    told = defaultdict(list)
+    for line in lines:
+        if line.startswith("Notification job ") and "created" not in line:
+            job_id, text = line.removeprefix("Notification job ").split(" ", 1)
+            told[job_id].append(text)
+    return told

@@ -1,0 +1,206 @@
+"""Requests that no browser sends, and connections that stay open."""
+
+import http.client
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+
+import pytest
+from conftest import ROOT, Script, port_of
+from stock_service import ALL, LINE, confirmed, exchange, get, left
+
+
+@pytest.fixture(scope="module")
+def service(shared_redis) -> Iterator[tuple[Script, int]]:
+    """One service for all the abuse; what it must not say is looked for at the end."""
+    command = sys.executable, str(ROOT / "9_stock.py")
+    script = Script(*command, REDIS_URL=shared_redis.url, PORT="0")
+    try:
+        yield script, port_of(script)
+        script.stop(signal.SIGTERM)
+        assert script.end() == 0
+        assert len(script.lines) == 1
+        assert "Traceback" not in "\n".join(script.errors)
+    finally:
+        script.kill()
+
+
+ABUSE = {
+    "a request line of 100 kB": (b"GET /%b%b\r\n" % (b"a" * 100_000, LINE), 414),
+    "an empty request line": (b"\r\n", None),
+    "ten empty request lines": (b"\r\n" * 10, None),
+    "a header of 100 kB": (b"GET /%bX: %b" % (LINE, b"a" * 100_000), 431),
+    "more than 100 headers": (b"GET /%b%b\r\n" % (LINE, b"X: y\r\n" * 101), 431),
+    "a header without a name": (b"GET /%b: x\r\nX\r\n y\r\n\r\n" % LINE, 404),
+    "a NUL in a header": (b"GET /%bX: \0\r\n\r\n" % LINE, 404),
+    "bytes beyond ASCII in a header": (b"GET /%bX: \xff\r\n\r\n" % LINE, 404),
+    "a length that is none": (b"GET /%bContent-Length: -x\r\n\r\n" % LINE, 404),
+    "a folder up": (b"GET /../list_products%b\r\n" % LINE, 404),
+    "a folder up, escaped": (b"GET /%%2e%%2e/list_products%b\r\n" % LINE, 404),
+    "an escape that is none": (b"GET /%%zz%%%b\r\n" % LINE, 404),
+    "a raw NUL": (b"GET /list_products/1\0%b\r\n" % LINE, 404),
+    "an escaped NUL": (b"GET /list_products/1%%00%b\r\n" % LINE, 404),
+    "a raw byte beyond UTF-8": (b"GET /list_products/\xff%b\r\n" % LINE, 404),
+    "an escaped byte beyond UTF-8": (b"GET /list_products/%%ff%b\r\n" % LINE, 404),
+    "an escaped line break": (b"GET /list_products/1%%0d%%0a%b\r\n" % LINE, 404),
+    "an id of 5,000 digits": (
+        b"GET /reserve_product/%b%b\r\n" % (b"9" * 5000, LINE),
+        404,
+    ),
+    "a negative id": (b"GET /reserve_product/-1%b\r\n" % LINE, 404),
+    "an id in Arabic digits": (b"GET /reserve_product/%%D9%%A1%b\r\n" % LINE, 404),
+    "an id with a fraction": (b"GET /reserve_product/1.0%b\r\n" % LINE, 404),
+    "an id with a leading zero": (b"GET /reserve_product/01%b\r\n" % LINE, 404),
+    "an empty id": (b"GET /reserve_product/%b\r\n" % LINE, 404),
+    "a query string": (b"GET /list_products/1?a=/b&c%b\r\n" % LINE, 200),
+    "an escaped question mark": (b"GET /list_products/1%%3F%b\r\n" % LINE, 404),
+    "a path without a slash": (b"GET list_products%b\r\n" % LINE, 404),
+    "a body": (b"POST /list_products%bContent-Length: 3\r\n\r\na=b" % LINE, 405),
+    "a body that is shorter than it says": (
+        b"POST /list_products%bContent-Length: 1000\r\n\r\na=b" % LINE,
+        405,
+    ),
+    "a body of a length that it does not say": (
+        b"POST /%bTransfer-Encoding: chunked\r\n\r\n3\r\na=b\r\n" % LINE,
+        405,
+    ),
+    "PUT": (b"PUT /list_products%b\r\n" % LINE, 405),
+    "DELETE": (b"DELETE /list_products/1%b\r\n" % LINE, 405),
+    "OPTIONS": (b"OPTIONS *%b\r\n" % LINE, 405),
+    "TRACE": (b"TRACE /%b\r\n" % LINE, 405),
+    "CONNECT": (b"CONNECT localhost:80%b\r\n" % LINE, 405),
+    "a method that is none": (b"BREW /list_products%b\r\n" % LINE, 405),
+    "a method in small letters": (b"get /list_products%b\r\n" % LINE, 405),
+    "another method in HTTP/0.9": (b"POST /list_products\r\n\r\n", 400),
+    "HTTP/9.9": (b"GET /list_products HTTP/9.9\r\n\r\n", 505),
+    "a version that is none": (b"GET /list_products HTTP/one\r\n\r\n", 400),
+    "another protocol": (b"GET /list_products ICY/1.1\r\n\r\n", 400),
+    "one word": (b"HELLO\r\n\r\n", 400),
+    "quotes and backslashes": (b'"\\" \\"{}" \' "\r\n\r\n', 400),
+    "TLS": (b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03 \xff\r\n\r\n", 400),
+}
+
+
+@pytest.mark.parametrize(("request_", "status"), ABUSE.values(), ids=ABUSE)
+def test_answers_in_json_or_closes_the_connection_on(service, request_, status):
+    script, port = service
+    answer = exchange(port, request_)
+    assert (answer and answer.status) == status
+    assert status != 405 or answer.headers["Allow"] == "GET, HEAD"
+    assert get(port, "/list_products").body == ALL
+    assert "Traceback" not in "\n".join(script.errors)
+
+
+def test_clients_that_leave_before_the_answer_are_no_error(service):
+    script, port = service
+    for request_ in b"", b"GET /list_products/1%b" % LINE, b"HELLO\r\n\r\n":
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                # The connection is not just ended but reset.
+                linger = b"\x01\0\0\0" + b"\0" * 4
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                connection.sendall(request_)
+    assert get(port, "/list_products").body == ALL
+    assert "Traceback" not in "\n".join(script.errors)
+
+
+def test_connections_without_a_request_keep_nobody_waiting_and_are_dropped(
+    serve, shared_redis
+):
+    script, port = serve(shared_redis.url)
+    with ExitStack() as stack:
+        connections = []
+        for begin in [b"", b"GET /lis", b"GET /%bX: " % LINE, b"GET /%b" % LINE] * 50:
+            connection = socket.create_connection(("127.0.0.1", port), timeout=8)
+            connections.append(stack.enter_context(connection))
+            connection.sendall(begin)
+        assert get(port, "/list_products").status == 200
+        for connection in connections:
+            assert connection.recv(1) == b""
+    assert script.errors == []
+
+
+def test_a_connection_stays_open_between_requests_whatever_the_answers(
+    serve, redis_server
+):
+    _, port = serve(redis_server.url)
+    with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+        connection.connect()
+        address = connection.sock.getsockname()
+        for method, path, status in [
+            ("GET", "/list_products/1", 200),
+            ("HEAD", "/list_products/1", 200),
+            ("GET", "/reserve_product/1", 200),
+            ("GET", "/nowhere", 404),
+            ("DELETE", "/list_products", 405),
+            ("GET", "/list_products/1", 200),
+        ]:
+            connection.request(method, path)
+            response = connection.getresponse()
+            body = response.read().decode()
+            assert response.status == status
+            assert connection.sock.getsockname() == address
+        assert body == left(1, 3)
+
+
+def test_requests_sent_at_once_are_answered_in_their_order(serve, redis_server):
+    _, port = serve(redis_server.url)
+    requests = b"GET /list_products/1%b\r\nGET /reserve_product/1%b\r\n" % (LINE, LINE)
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(requests)
+        connection.shutdown(socket.SHUT_WR)
+        received = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+    assert received.count("HTTP/1.1 200 OK") == 2
+    assert received.index(left(1, 4)) < received.index(confirmed(1))
+
+
+@pytest.mark.parametrize("keep_alive", ["", "Connection: keep-alive\r\n"])
+def test_http_1_0_still_works(service, keep_alive):
+    _, port = service
+    request = f"GET /list_products HTTP/1.0\r\n{keep_alive}\r\n".encode()
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(request)
+        connection.shutdown(socket.SHUT_WR)
+        received = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+    assert received.startswith("HTTP/1.1 200 OK")
+    assert received.endswith(ALL)
+
+
+HIDDEN = b"GET /reserve_product/1%b\r\n" % LINE
+LENGTH = b"%d" % len(HIDDEN)
+CHUNKED = b"%x\r\n%b\r\n0\r\n\r\n" % (len(HIDDEN), HIDDEN)
+BODIES = {
+    "a body": b"Content-Length: %b\r\n\r\n" % LENGTH + HIDDEN,
+    "in small letters": b"content-length: %b\r\n\r\n" % LENGTH + HIDDEN,
+    "chunked": b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKED,
+    "an unknown encoding": b"Transfer-Encoding: x\r\n\r\n" + HIDDEN,
+    "two lengths": b"Content-Length: 0\r\nContent-Length: %b\r\n\r\n" % LENGTH + HIDDEN,
+    "a length of nothing": b"Content-Length: 0\r\n\r\n" + HIDDEN,
+    "a negative length": b"Content-Length: -1\r\n\r\n" + HIDDEN,
+    "a space before the colon": b"Content-Length : %b\r\n\r\n" % LENGTH + HIDDEN,
+    "a folded name": b"X: y\r\n\tContent-Length: 1\r\nContent-Length\r\n : 9\r\n\r\n"
+    + HIDDEN,
+    "bare line feeds": b"Content-Length: %b\n\n" % LENGTH + HIDDEN,
+}
+
+
+@pytest.mark.parametrize("method", [b"GET", b"POST", b"HEAD", b"BREW"])
+@pytest.mark.parametrize("rest", BODIES.values(), ids=BODIES)
+def test_a_request_hidden_in_a_body_is_never_answered(
+    service, shared_redis, method, rest
+):
+    _, port = service
+    request = b"%b /list_products%b" % (method, LINE) + rest
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(request)
+        received = b""
+        try:
+            while part := connection.recv(65536):  # the service ends it
+                received += part
+        except ConnectionError:
+            pass
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert b"\r\nConnection: close\r\n" in received
+    assert not shared_redis.client.exists("item.1")

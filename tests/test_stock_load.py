@@ -1,0 +1,156 @@
+"""9_stock.py with many clients at once, and with a Redis that is away, hung or full."""
+
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from threading import Barrier
+
+import pytest
+from conftest import ROOT, Script, free_port, port_of, wait_until
+from stock_service import (
+    AWAY,
+    QUANTITIES,
+    confirmed,
+    frozen,
+    get,
+    get_at_once,
+    left,
+    listens,
+    sold_out,
+)
+
+
+@contextmanager
+def serving(server: str, url: str) -> Iterator[list[int]]:
+    """Serve the application with two processes on one Redis; yield their ports."""
+    commands = {
+        "granian": ["--interface", "wsgi", "--workers", "2", "--port", "{}"],
+        "gunicorn": ["--workers", "2", "--threads", "8", "--bind", "127.0.0.1:{}"],
+    }
+    with ExitStack() as stack:
+        if server in commands:
+            port = free_port()
+            options = [option.format(port) for option in commands[server]]
+            command = sys.executable, "-m", server, *options, "9_stock:app"
+            script = Script(*command, cwd=ROOT, REDIS_URL=url)
+            stack.callback(script.kill)
+            wait_until(lambda: listens(port))
+            yield [port]
+        else:
+            scripts = [
+                Script(sys.executable, str(ROOT / server), REDIS_URL=url, PORT="0")
+                for _ in range(2)
+            ]
+            for script in scripts:
+                stack.callback(script.kill)
+            yield [port_of(script) for script in scripts]
+
+
+# Other servers than the script's are no package of the project: tested if installed.
+SERVERS = ["9_stock.py", *(name for name in ("granian", "gunicorn") if find_spec(name))]
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_no_unit_is_sold_twice_by_two_processes_to_64_clients(redis_server, server):
+    with serving(server, redis_server.url) as ports:
+
+        def reserve(number: int) -> tuple[int, str]:
+            item_id, port = number % 4 + 1, ports[number // 4 % len(ports)]
+            return get(port, f"/reserve_product/{item_id}")[::2]
+
+        with ThreadPoolExecutor(64, initializer=Barrier(64).wait) as pool:
+            answers = Counter(pool.map(reserve, range(2000)))
+    expected = {}
+    for item_id, quantity in QUANTITIES.items():
+        expected[200, confirmed(item_id)] = quantity
+        expected[200, sold_out(item_id)] = 500 - quantity
+        assert redis_server.client.get(f"item.{item_id}") == str(quantity)
+    assert answers == expected
+
+
+def test_every_one_of_150_requests_at_once_waits_for_a_slow_redis(serve, redis_server):
+    script, port = serve(redis_server.url)
+    redis_server.client.client_pause(500)
+    answers = get_at_once(port, ["/list_products/1"] * 150)
+    assert Counter(answer.status for answer in answers) == {200: 150}
+    assert script.errors == []
+
+
+def test_reservations_survive_a_restart_of_the_service(serve, redis_server):
+    script, port = serve(redis_server.url)
+    for _ in range(3):
+        assert get(port, "/reserve_product/1").body == confirmed(1)
+    script.stop(signal.SIGTERM)
+    assert script.end() == 0
+    serve(redis_server.url, port)
+    assert get(port, "/list_products/1").body == left(1, 1)
+
+
+def assert_stock_is_away(port: int) -> None:
+    """Make sure that 20 clients at once are told so, in seconds, not in minutes."""
+    begin = time.monotonic()
+    answers = get_at_once(port, ["/list_products/1", "/reserve_product/1"] * 10)
+    assert time.monotonic() - begin < 4
+    assert {(answer.status, answer.body) for answer in answers} == {(503, AWAY)}
+    assert get(port, "/list_products").status == 200
+
+
+def test_redis_that_stops_and_starts_again_is_503_for_that_time(serve, redis_server):
+    script, port = serve(redis_server.url)
+    get_at_once(port, ["/list_products/1"] * 20)  # leaves connections that will be dead
+    assert get(port, "/reserve_product/1").body == confirmed(1)
+    redis_server.stop()
+    assert_stock_is_away(port)
+    redis_server.start()
+    answers = get_at_once(port, ["/list_products/1"] * 20)
+    assert {answer.body for answer in answers} == {left(1, 3)}
+    assert len(script.lines) == 1
+    assert all(line.startswith("Stock is not available") for line in script.errors)
+
+
+def test_a_restart_of_redis_between_two_requests_shows_nowhere(serve, redis_server):
+    script, port = serve(redis_server.url)
+    get_at_once(port, ["/list_products/1"] * 20)
+    redis_server.stop()
+    redis_server.start()
+    assert get(port, "/reserve_product/1").body == confirmed(1)
+    answers = get_at_once(port, ["/list_products/1"] * 20)
+    assert {answer.body for answer in answers} == {left(1, 3)}
+    assert script.errors == []
+
+
+def test_redis_that_hangs_is_503_for_that_time(serve, redis_server):
+    script, port = serve(redis_server.url)
+    assert get(port, "/reserve_product/1").body == confirmed(1)
+    with frozen(redis_server):
+        assert_stock_is_away(port)
+    assert get(port, "/list_products/1").body == left(1, 3)
+    assert all(line.startswith("Stock is not available") for line in script.errors)
+
+
+def test_redis_that_takes_no_writes_is_503_and_is_asked_once(serve, redis_server):
+    script, port = serve(redis_server.url)
+    redis_server.client.client_pause(10_000, all=False)
+    begin = time.monotonic()
+    answer = get(port, "/reserve_product/1")
+    assert time.monotonic() - begin < 4
+    assert (answer.status, answer.body) == (503, AWAY)
+    redis_server.client.client_unpause()
+    assert get(port, "/reserve_product/1").body == confirmed(1)
+    assert len(script.errors) == 1
+
+
+def test_redis_that_is_full_is_503_and_reserves_nothing(serve, redis_server):
+    _, port = serve(redis_server.url)
+    redis_server.client.config_set("maxmemory", 1)
+    answer = get(port, "/reserve_product/1")
+    assert (answer.status, answer.body) == (503, AWAY)
+    assert get(port, "/list_products/1").body == left(1, 4)
+    redis_server.client.config_set("maxmemory", 0)
+    assert not redis_server.client.exists("item.1")
+    assert get(port, "/reserve_product/1").body == confirmed(1)

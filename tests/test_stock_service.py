@@ -1,0 +1,196 @@
+"""`python 9_stock.py` as a process: its start, its port, its end."""
+
+import http.client
+import signal
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from threading import Event, Thread
+
+import pytest
+from conftest import Script, ends_not_connected, free_port, port_of, wait_until
+from stock_service import AWAY, TABLE, confirmed, frozen, get, listens, waiting
+
+
+def test_the_process_answers_by_the_table_as_well(serve, redis_server, tmp_path):
+    script, port = serve(redis_server.url, cwd=tmp_path)
+    for method, path, status, body in TABLE:
+        answer = get(port, path, method)
+        assert (path, answer.status, answer.body) == (path, status, body)
+    assert get(port, "/list_products", "HEAD").body == ""
+    assert script.lines == [f"API available on localhost port {port}"]
+    assert script.errors == []
+    assert sorted(redis_server.client.keys()) == ["item.1", "item.3"]
+
+
+def test_an_unforeseen_error_has_its_traceback_on_standard_error_only(
+    serve, redis_server
+):
+    redis_server.client.set("item.1", "three")
+    script, port = serve(redis_server.url)
+    answer = get(port, "/list_products/1")
+    assert (answer.status, answer.body) == (500, '{"status":"Internal server error"}')
+    wait_until(lambda: any("ValueError" in line for line in script.errors))
+    assert len(script.lines) == 1
+
+
+def test_port_chooses_the_port_of_the_loopback_address(serve, shared_redis):
+    port = free_port()
+    script, _ = serve(shared_redis.url, port)
+    assert script.lines == [f"API available on localhost port {port}"]
+    assert get(port, "/list_products").status == 200
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.2", port), timeout=1)
+
+
+def test_without_port_it_is_1245(start, shared_redis, monkeypatch):
+    monkeypatch.delenv("PORT", raising=False)
+    script = start("9_stock.py", shared_redis.url)
+    wait_until(lambda: script.lines or script.errors)
+    # The second is right as well: on this machine something else has that port.
+    said = (script.lines + script.errors)[0]
+    assert said.startswith(
+        ("API available on localhost port 1245", "Can't listen on port 1245: ")
+    )
+
+
+def test_a_port_that_is_taken_is_one_clear_line(serve, start, shared_redis):
+    _, port = serve(shared_redis.url)
+    second = start("9_stock.py", shared_redis.url, PORT=str(port))
+    assert second.end() == 1
+    assert second.lines == []
+    (error,) = second.errors
+    assert f"port {port}" in error and "in use" in error
+    assert get(port, "/list_products").status == 200
+
+
+def test_a_port_that_is_none_is_one_clear_line(start, shared_redis):
+    ports = ["", "http", "-1", "65536"]
+    scripts = [start("9_stock.py", shared_redis.url, PORT=port) for port in ports]
+    for port, script in zip(ports, scripts):
+        assert script.end() == 1
+        assert script.lines == []
+        (error,) = script.errors
+        assert error.startswith(f"Can't listen on port {port}: ")
+
+
+def test_starts_only_if_redis_is_there(start):
+    script = start("9_stock.py", f"redis://127.0.0.1:{free_port()}", PORT="0")
+    assert "refused" in ends_not_connected(script)
+
+
+def test_starts_only_with_a_well_formed_url(start):
+    script = start("9_stock.py", "localhost:6379", PORT="0")
+    assert "redis://" in ends_not_connected(script)
+
+
+def test_starts_only_with_the_password_of_redis(start, serve, start_redis):
+    redis = start_redis("--requirepass", "secret")
+    without = start("9_stock.py", redis.url, PORT="0")
+    wrong = start("9_stock.py", redis.url.replace("://", "://:secreT@"), PORT="0")
+    assert "authenticated" in ends_not_connected(without)
+    assert "password" in ends_not_connected(wrong)
+    _, port = serve(redis.url.replace("://", "://:secret@"))
+    assert get(port, "/reserve_product/1").body == confirmed(1)
+
+
+def test_starts_only_if_redis_answers(start, redis_server):
+    with frozen(redis_server):
+        script = start("9_stock.py", redis_server.url, PORT="0")
+        ends_not_connected(script)
+
+
+STOPS = signal.SIGINT, signal.SIGTERM
+
+
+def serve_two(start: Callable[..., Script], url: str) -> list[tuple[Script, int]]:
+    """Start two services, one for each way to stop it; return scripts and ports."""
+    scripts = [start("9_stock.py", url, PORT="0") for _ in STOPS]
+    return [(script, port_of(script)) for script in scripts]
+
+
+def assert_end_well(services: list[tuple[Script, int]]) -> None:
+    """Stop the services, and make sure that they end in time and without noise."""
+    begin = time.monotonic()
+    for signum, (script, _) in zip(STOPS * 2, services):
+        script.stop(signum)
+    for signum, (script, _) in zip(STOPS * 2, services):
+        assert (signum, script.end()) == (signum, 0)
+        assert len(script.lines) == 1
+        assert "Traceback" not in "\n".join(script.errors)
+    assert time.monotonic() - begin < 5
+
+
+def test_ctrl_c_and_sigterm_end_it_at_rest(start, shared_redis):
+    services = serve_two(start, shared_redis.url)
+    assert_end_well(services)
+    assert [script.errors for script, _ in services] == [[], []]
+
+
+def test_ctrl_c_and_sigterm_end_it_with_idle_connections_open(start, shared_redis):
+    services = serve_two(start, shared_redis.url)
+    with ExitStack() as stack:
+        for begin in [b"", b"GET /list_pro"] * 10:
+            for _, port in services:
+                connection = socket.create_connection(("127.0.0.1", port))
+                stack.enter_context(connection).sendall(begin)
+        assert_end_well(services)
+
+
+def test_ctrl_c_and_sigterm_end_it_after_the_answer_in_hand(start, redis_server):
+    services = serve_two(start, redis_server.url)
+    redis_server.client.client_pause(10_000, all=False)  # those who write wait
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(get, port, "/reserve_product/1") for _, port in services]
+        wait_until(lambda: waiting(redis_server) == 2)
+        assert_end_well(services)
+        for answer in answers:
+            assert answer.result()[::2] == (503, AWAY)
+
+
+def test_ctrl_c_and_sigterm_under_load_lose_no_answer(start, redis_server):
+    services = serve_two(start, redis_server.url) + serve_two(start, redis_server.url)
+
+    def asked() -> int:
+        """Return how often a service has asked Redis for the stock."""
+        statistics = redis_server.client.info("commandstats")
+        return statistics.get("cmdstat_get", {"calls": 0})["calls"]
+
+    def ask(port: int) -> int:
+        """Ask until the service is gone; return how many answers came."""
+        answers = 0
+        while True:
+            try:
+                answers += get(port, "/list_products/1").status == 200
+            except (OSError, http.client.HTTPException):
+                if not listens(port):
+                    return answers
+
+    with ThreadPoolExecutor(24) as pool:
+        answers = [pool.submit(ask, port) for _, port in services * 6]
+        wait_until(lambda: asked() > 200)
+        assert_end_well(services)
+        assert sum(count.result() for count in answers) == asked()
+
+
+def test_one_ctrl_c_ends_it_whatever_a_client_does(serve, shared_redis):
+    script, port = serve(shared_redis.url)
+    dribbles = Event()
+
+    def dribble() -> None:
+        address = "127.0.0.1", port
+        with suppress(OSError), socket.create_connection(address) as connection:
+            while True:  # until the service ends
+                connection.sendall(b"G")
+                dribbles.set()
+                time.sleep(0.1)  # never idle, never done
+
+    Thread(target=dribble, daemon=True).start()
+    wait_until(dribbles.is_set)
+    get(port, "/list_products")  # so the connection before this one is accepted
+    script.stop(signal.SIGINT)
+    assert script.end(timeout=3) == 0
+    assert len(script.lines) == 1
+    assert script.errors == []
