@@ -53,11 +53,11 @@ class Patient:
         if self.stopping:  # RQ asks before each wait for a job, a good place to stop
             raise rq.exceptions.StopRequested
         # Other workers' jobs look abandoned until these have seen that Redis is back.
-        uptime = self.connection.info("server")["uptime_in_seconds"]
-        return super().should_run_maintenance_tasks and uptime > 10
+        due = super().should_run_maintenance_tasks
+        return due and self.connection.info("server")["uptime_in_seconds"] > 10
 
     def increment_successful_job_count(self, pipeline):
-        self.heartbeat()  # waits until Redis has room, which the transaction would not
+        self.set_state("busy")  # waits until Redis has room; RQ's transaction does not
         super().increment_successful_job_count(pipeline)
 
     def handle_exception(self, job, *exc_info):
