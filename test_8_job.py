@@ -29,9 +29,17 @@ def queue(monkeypatch) -> Iterator[Queue]:
     yield queue
     # queue.testMode.clear(), so that nothing waits for a job any more
     connection.flushall()
-    job_script.wait_for_jobs()
+    wait_for_jobs()
     # queue.testMode.exit()
     assert threading.active_count() == 1
+
+
+def wait_for_jobs() -> None:
+    """Wait until no job is followed; not for as long as it takes, as the script does."""
+    for thread in threading.enumerate():
+        if thread.name == "follower":
+            thread.join(timeout=10)
+            assert not thread.is_alive()
 
 
 def process(queue: Queue) -> None:
@@ -41,7 +49,7 @@ def process(queue: Queue) -> None:
     own copy of fakeredis.
     """
     SimpleWorker([queue], connection=queue.connection).work(burst=True)
-    job_script.wait_for_jobs()
+    wait_for_jobs()
 
 
 @pytest.mark.parametrize("jobs", ["abc", {}, None, 1, {"phoneNumber": "1"}])

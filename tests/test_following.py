@@ -45,6 +45,7 @@ def told(capsys):
 def test_a_job_writes_its_events_in_order(queue):
     creator.queue_jobs([ALLOWED], queue)
     work(queue.connection, queue)
+    wait_for_followers()
     assert events(queue) == [("progress", "0"), ("progress", "50"), ("completed", "")]
 
 

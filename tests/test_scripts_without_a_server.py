@@ -38,9 +38,15 @@ def test_hash(run):
 
 def in_background(name):
     """Start the `main` of a script in a thread."""
-    thread = threading.Thread(target=importlib.import_module(name).main)
+    main = importlib.import_module(name).main
+    thread = threading.Thread(target=main, daemon=True)
     thread.start()
     return thread
+
+
+def wait_for(thread):
+    thread.join(timeout=10)
+    assert not thread.is_alive()
 
 
 def test_publisher_and_subscriber(run, fake_redis, capsys, monkeypatch):
@@ -51,7 +57,7 @@ def test_publisher_and_subscriber(run, fake_redis, capsys, monkeypatch):
     subscriber = in_background("5_subscriber")
     wait_until(lambda: fake_redis.pubsub_numsub("holberton school channel")[0][1])
     lines = run("5_publisher.py")
-    subscriber.join()
+    wait_for(subscriber)
     wait_until(lambda: threading.active_count() == threads)  # the publisher's timers
     lines += capsys.readouterr().out.splitlines()
     sent = [
@@ -83,7 +89,7 @@ def test_task_6_and_7(fake_redis, capsys):
     creator = in_background("6_job_creator")
     wait_until(lambda: fake_redis.llen("rq:queue:push_notification_code"))
     work(fake_redis, "push_notification_code")
-    creator.join()
+    wait_for(creator)
     message = "This is the code to verify your account"
     assert sorted(capsys.readouterr().out.splitlines()) == [
         "Notification job completed",
@@ -96,7 +102,7 @@ def test_task_8_and_9(fake_redis, capsys):
     creator = in_background("7_job_creator")
     wait_until(lambda: fake_redis.llen("rq:queue:push_notification_code_2") == 11)
     work(fake_redis, "push_notification_code_2")
-    creator.join()
+    wait_for(creator)
     lines = capsys.readouterr().out.splitlines()
     assert sum("created" in line for line in lines) == 11
     assert sum("0% complete" in line for line in lines) == 11 + 9
@@ -109,7 +115,7 @@ def test_task_10_script_stays_until_its_job_has_ended(fake_redis, capsys):
     script = in_background("8_job")
     wait_until(lambda: fake_redis.llen("rq:queue:push_notification_code_3"))
     work(fake_redis, "push_notification_code_3")
-    script.join()
+    wait_for(script)
     assert capsys.readouterr().out.splitlines() == [
         "Notification job created: 1",
         "Notification job 1 0% complete",

@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, Script, wait_until
+from conftest import NOT_CONNECTED, ROOT, Script, wait_until
 from jobs import start_processor, start_processors
 from rq import Queue
 
@@ -183,10 +183,9 @@ def test_a_processor_whose_workers_are_killed_while_redis_is_away_can_be_stopped
 ):
     processor = start_processor(start, redis_server, "7_job_processor.py")
     redis_server.stop()
-    killed = set(processor.processes()) - {processor.process.pid}
-    for pid in killed:
+    for pid in set(processor.processes()) - {processor.process.pid}:
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: len(set(processor.processes()) - killed) == 3)
+    processor.wait_for(NOT_CONNECTED, 2)  # by those in their place, which end at once
     processor.stop(signal.SIGTERM)
     assert processor.end() == 0
     assert processor.processes() == []
