@@ -33,9 +33,12 @@ class Patient:
     """A worker that waits while Redis is away or full, and stops between two jobs."""
 
     def __init__(self, *args, **opts):
+        opts["connection"].ping()  # a script that starts without Redis ends
         super().__init__(*args, **opts | {"worker_ttl": 16, "maintenance_interval": 5})
         errors = redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError
-        self.connection.set_retry(Retry(redis.backoff.ConstantBackoff(0.5), -1, errors))
+        nap = redis.backoff.ConstantBackoff(0.5)
+        nap.compute = lambda _: os._exit(0) if self.stopping and not self.taken else 0.5
+        self.connection.set_retry(Retry(nap, retries=-1, supported_errors=errors))
         take = lambda job_id, **_: setattr(self, "taken", job_id) or job_id
         self.connection.set_response_callback("BLMOVE", take)  # RQ's wait for a job
         self.stopping, self.taken = False, None
@@ -44,16 +47,13 @@ class Patient:
         try:
             super().request_stop(signum, frame)
         except rq.exceptions.StopRequested:  # it would drop a job that just arrives
-            if "sleep" in frame.f_code.co_names and not self.taken:
-                os._exit(0)  # Redis is away, or the workers are suspended
             self.stopping = True
 
     @property
     def should_run_maintenance_tasks(self):
         if self.stopping:  # RQ asks before each wait for a job, a good place to stop
             raise rq.exceptions.StopRequested
-        # Other workers' jobs look abandoned until these have seen that Redis is back.
-        due = super().should_run_maintenance_tasks
+        due = super().should_run_maintenance_tasks  # not until all know Redis is back
         return due and self.connection.info("server")["uptime_in_seconds"] > 10
 
     def increment_successful_job_count(self, pipeline):

@@ -120,7 +120,6 @@ def test_a_stop_at_rest_is_prompt_and_quiet(start, start_redis, signums, redis_i
         wait_until(partial(is_at_work, script, url), state=script)
     if redis_is_away:
         redis_server.stop()
-        time.sleep(0.3)  # in which the workers notice, and sleep until they try again
     for script, (_, signum) in zip(scripts, cases):
         script.stop(signum)
     for script in scripts:

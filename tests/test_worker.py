@@ -119,14 +119,6 @@ def test_workers_of_the_pool_of_rq_stop_without_losing_a_job(
     assert pool.processes() == []
 
 
-def test_a_suspended_worker_can_be_stopped(start, redis_server, rq_command):
-    rq_command("suspend", redis_server).end()
-    processor = start("6_job_processor.py", redis_server.url)
-    wait_until(lambda: states(redis_server) == ["suspended"])
-    processor.stop(signal.SIGTERM)
-    assert processor.end(timeout=3) == 0
-
-
 # A Redis that is away.
 
 
