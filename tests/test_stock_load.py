@@ -75,7 +75,7 @@ def test_no_unit_is_sold_twice_by_two_processes_to_64_clients(redis_server, serv
 
 def test_every_one_of_150_requests_at_once_waits_for_a_slow_redis(serve, redis_server):
     script, port = serve(redis_server.url)
-    redis_server.client.client_pause(500)
+    redis_server.client.client_pause(200)
     answers = get_at_once(port, ["/list_products/1"] * 150)
     assert Counter(answer.status for answer in answers) == {200: 150}
     assert script.errors == []
