@@ -1,20 +1,14 @@
 """Measure the scripts against the bare packages; write and print tests/BENCHMARK.md.
 
 `python tests/benchmark.py` takes under three minutes on two cores, on a redis-server of
-its own. From top to bottom:
-
-- what other processes run from this file: a job, a creator, servers that do little;
-- tools: rounds of measures, rows of the table, processes, pools of workers, jobs;
-- the measurements: `memory`, `queuing`, `processing`, `news`, `following`, `starts`,
-  `serving`, and `measure_all`, which calls them;
-- the report: its text, and `main`.
+its own. From top to bottom: what other processes run from this file (`bare_app` to
+`create`); rounds and rows of figures (`in_turn` to `rate`); processes and queues
+(`running` to `write_events`); the measurements (`memory` to `serving`); the report.
 """
 
 import http.client
 import importlib.util
 import os
-import platform
-import resource
 import signal
 import socket
 import sys
@@ -23,19 +17,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib.metadata import version
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from statistics import median
 from subprocess import DEVNULL, PIPE, Popen
 from types import SimpleNamespace
 
-if __name__ == "__main__":
-    sys.dont_write_bytecode = True  # leaves nothing in the project's folder
-
+sys.dont_write_bytecode = True  # leaves nothing in the project's folder
 import redis
 from rq import Queue, Worker, get_current_job
-from rq.job import Job
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -44,50 +36,40 @@ job_creator = importlib.import_module("7_job_creator")
 processor = importlib.import_module("7_job_processor")
 job_script = importlib.import_module("8_job")
 
-STARTED = time.monotonic()
 CORES = os.cpu_count() or 1
 SIZES = sorted({1, 2, CORES, CORES + CORES // 2, 2 * CORES})  # of pools of workers
 JOBS = 1000 * job_creator.JOBS  # the eleven of task 8, over and over
-
-# What other processes run from this file.
-
 client = redis.Redis.from_url(os.environ.get("REDIS_URL", "redis://localhost"))
 BODY = b'{"itemId":1,"itemName":"Suitcase 250","price":50,"initialAvailableQuantity":4}'
-HEADERS = {"Content-Type": "application/json", "Content-Length": str(len(BODY))}
+LENGTH = "Content-Length", str(len(BODY))
 
 
 def bare_app(environ: dict, start_response: Callable) -> list[bytes]:
     """A WSGI app that does one Redis GET."""
     client.get("item.1")
-    start_response("200 OK", [*HEADERS.items()])
+    start_response("200 OK", [LENGTH])
     return [BODY]
 
 
-class BareHandler(BaseHTTPRequestHandler):
-    """The same for Python's own server."""
-
-    protocol_version = "HTTP/1.1"
-    wbufsize = -1  # an answer leaves in one piece
-    log_message = print  # to /dev/null
+class BareHandler(BaseHTTPRequestHandler):  # the same for Python's own server
+    protocol_version, wbufsize = "HTTP/1.1", -1  # an answer leaves in one piece
+    log_request = int  # logs nothing
 
     def do_GET(self) -> None:
         client.get("item.1")
         self.send_response(200)
-        for header in HEADERS.items():
-            self.send_header(*header)
+        self.send_header(*LENGTH)
         self.end_headers()
         self.wfile.write(BODY)
 
 
-def tell(bare: bool) -> list[float]:
-    """A job that reports progress, or publishes, a hundred times; returns when."""
+def tell(bare: bool) -> None:
+    """A job that a hundred times reports the time as its progress, or publishes it."""
     publish = partial(get_current_job().connection.publish, "benchmark")
-    report, times = partial(processor.report_progress, total=100), []
-    for percent in range(100):
+    for _ in range(100):
         time.sleep(0.01)  # in place of a job's work
-        times.append(time.monotonic())
-        publish(percent) if bare else report(percent)
-    return times
+        now = time.monotonic_ns()
+        publish(now) if bare else processor.report_progress(now, 100)
 
 
 def create(count: int) -> None:
@@ -96,23 +78,15 @@ def create(count: int) -> None:
     job_script.create_push_notifications_jobs(JOBS[:count], queue)
     write_events(queue.job_ids, queue)
     job_creator.wait_for_jobs()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 
 
-# Tools.
-
-
-def in_turn(what: str, seconds: float, *measures: Callable[[], float]) -> list[tuple]:
-    """Return the figures of each of the measures, taken in turn: A B A B.
-
-    There are as many rounds as fit in so many seconds, but at least three.
-    """
-    rounds, start, now = [], time.monotonic(), time.monotonic()
-    while len(rounds) < 3 or (now - start) / len(rounds) < start + seconds - now:
-        line = f"{now - STARTED:4.0f} s  {what}, round {len(rounds) + 1}"
-        print(f"\r{line:79.79}", end="", file=sys.stderr, flush=True)
+def in_turn(seconds: float, *measures: Callable[[], float]) -> list[tuple]:
+    """Return the figures of each measure, in three rounds or more: A B A B A B."""
+    rounds, end = [], time.monotonic() + seconds
+    while len(rounds) < 3 or time.monotonic() < end:
         rounds.append([measure() for measure in measures])
-        now = time.monotonic()
+        print(".", end="", file=sys.stderr, flush=True)
     return [*zip(*rounds)]
 
 
@@ -120,9 +94,8 @@ def row(what: str, unit: str, ours: tuple, yardstick: tuple) -> str:
     """Return a row of the first table, from the figures of all rounds."""
     digits = 2 if median(ours) < 10 else 0
     a, b = (f"{median(each):,.{digits}f} {unit}" for each in (ours, yardstick))
-    return (
-        f"| {what} | {a} | {b} | {median(x / y for x, y in zip(ours, yardstick)):.2f} |"
-    )
+    ratio = median(x / y for x, y in zip(ours, yardstick))
+    return f"| {what} | {a} | {b} | {ratio:.2f} |"
 
 
 def rate(count: int, action: Callable[..., object], *args: object) -> float:
@@ -159,12 +132,13 @@ def wait_until(condition: Callable[[], object], process: Popen) -> None:
 
 
 @contextmanager
-def server(command: str) -> Iterator[int]:
+def server(*command: str) -> Iterator[str]:
     """Run a server, on a free port in place of PORT_NUMBER, until the block ends."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        host, port = free.getsockname()
-    with running(*command.replace("PORT_NUMBER", str(port)).split()) as process:
-        wait_until(lambda: not socket.socket().connect_ex((host, port)), process)
+        address = free.getsockname()
+    port = str(address[1])
+    with running(*(part.replace("PORT_NUMBER", port) for part in command)) as process:
+        wait_until(lambda: not socket.socket().connect_ex(address), process)
         yield port
 
 
@@ -195,12 +169,6 @@ def new_queue() -> Queue:
     return queue
 
 
-def enqueue_bare(jobs: list[dict], queue: Queue, function: str | Callable) -> list[Job]:
-    """Queue jobs with nothing but RQ's `enqueue_many`."""
-    data = (Queue.prepare_data(function, (*job.values(),)) for job in jobs)
-    return queue.enqueue_many(data)
-
-
 def write_events(ids: list[str], queue: Queue) -> None:
     """Write what the processor writes for jobs that complete."""
     with queue.connection.pipeline(transaction=False) as pipe:
@@ -212,132 +180,114 @@ def write_events(ids: list[str], queue: Queue) -> None:
                 pipe.execute()
 
 
-# The measurements.
-
-
 def memory() -> str:
     """A creator's peak memory with 7,000 jobs and with 2,000."""
 
     def peak(count: int) -> float:
         code = f"import benchmark; benchmark.create({count})"
         with running(sys.executable, "-c", code, stdout=PIPE) as process:
-            unit = 1 if sys.platform == "darwin" else 1024
-            return int([*process.stdout][-1]) * unit
+            return int([*process.stdout][-1])
 
-    figures = in_turn("memory", 5, partial(peak, 7_000), partial(peak, 2_000))
-    many, few = map(median, figures)
+    few, many = map(median, in_turn(5, partial(peak, 2_000), partial(peak, 7_000)))
     what = "a creator's peak memory for each job beyond 2,000"
     return f"| {what} | {(many - few) / 5e6:.1f} kB | {few / 1e6:.0f} MB with 2,000 | |"
 
 
 def queuing() -> list[str]:
     """Jobs queued in a second, up to the return of the call that queues them."""
-    queue, function = new_queue(), processor.send_notification
+    queue, send = new_queue(), processor.send_notification
 
-    def enqueue(jobs: list[dict], queue: Queue) -> None:
-        for job in jobs:
-            queue.enqueue(function, *job.values())
+    def bare(jobs: list[dict], queue: Queue) -> None:
+        queue.enqueue_many(Queue.prepare_data(send, (*job.values(),)) for job in jobs)
 
-    def measure(count: int, *action: object) -> float:
-        figure = rate(count, action[0], JOBS[:count], queue, *action[1:])
+    def loop(jobs: list[dict], queue: Queue) -> None:
+        [queue.enqueue(send, *job.values()) for job in jobs]
+
+    def measure(action: Callable, count: int) -> float:
         queue.connection.flushall()
         job_creator.wait_for_jobs()  # to the thread that follows them they have ended
-        return figure
+        return rate(count, action, JOBS[:count], queue)
 
-    ours = partial(measure, 10_000, job_script.create_push_notifications_jobs)
-    yardsticks = (
-        partial(measure, 1_000, enqueue),
-        partial(measure, 10_000, enqueue_bare, function),
-    )
-    ours, one_by_one, many = in_turn("queuing", 18, ours, *yardsticks)
+    ours = job_script.create_push_notifications_jobs
+    actions = (ours, 10_000), (bare, 10_000), (loop, 1_000)
+    ours, bare, loop = in_turn(18, *(partial(measure, *each) for each in actions))
     what = "`8_job.py` queuing 10,000 jobs / RQ's "
-    return [
-        row(what + "`enqueue` in a loop", "jobs/s", ours, one_by_one),
-        row(what + "`enqueue_many`", "jobs/s", ours, many),
-    ]
+    row_of_loop = row(what + "`enqueue` in a loop", "jobs/s", ours, loop)
+    return [row_of_loop, row(what + "`enqueue_many`", "jobs/s", ours, bare)]
 
 
-def processing(kind: str, seconds: int, speed: int) -> tuple[str, tuple[float, ...]]:
-    """Jobs done in a second by workers, each doing about `speed`, to the last one's end.
+def processing(kind: str, seconds: int, speed: int) -> tuple[str, Iterator[float]]:
+    """Jobs done in a second by two workers against RQ's, and by pools of all SIZES."""
 
-    Each round takes pools of all SIZES with jobs of task 9, and two of RQ's workers with
-    jobs that do nothing. Returns the row of two workers, and the medians of all SIZES.
-    """
-
-    def work(jobs: list[dict], queue: Queue, bare: bool) -> None:
+    def work(queue: Queue, count: int, bare: bool) -> None:
         if not bare:
-            job_creator.queue_jobs(jobs, queue)
+            job_creator.queue_jobs(JOBS[:count], queue)
             return job_creator.wait_for_jobs()
-        for job in reversed(enqueue_bare(jobs, queue, "operator.eq")[-10:]):
+        data = Queue.prepare_data("operator.eq", (*JOBS[0].values(),))
+        for job in reversed(queue.enqueue_many([data] * count)[-10:]):
             job.latest_result(timeout=20)  # the earlier ones have ended by then
 
     def measure(size: int, worker_class: str, bare: bool = False) -> float:
+        count = speed * min(size, CORES)  # for about a second
         with pool(size, worker_class) as queue:
-            work(JOBS[: 4 * size], queue, bare)  # warms the workers up
-            count = speed * min(size, CORES)
-            return rate(count, work, JOBS[:count], queue, bare)
+            work(queue, 4 * size, bare)  # warms the workers up
+            return rate(count, work, queue, count, bare)
 
     ours = "" if kind == "Worker" else f"6_job_processor.Patient{kind}"
-    measures = [partial(measure, size, ours) for size in SIZES]
-    measures.append(partial(measure, 2, f"rq.{kind}", True))
-    *all_sizes, bare = in_turn(f"Patient{kind}", seconds, *measures)
+    ours = [partial(measure, size, ours) for size in SIZES]
+    *ours, bare = in_turn(seconds, *ours, partial(measure, 2, f"rq.{kind}", True))
     what = f"jobs of task 9 by two `Patient{kind}` / that do nothing by two `rq.{kind}`"
-    two = row(what, "jobs/s", all_sizes[SIZES.index(2)], bare)
-    return two, [*map(median, all_sizes)]
+    return row(what, "jobs/s", ours[SIZES.index(2)], bare), map(median, ours)
 
 
 def news() -> str:
     """The time from a progress call in a worker to its line in the creator."""
 
     def ours() -> float:
-        times = []
-        clock = SimpleNamespace(write=len, flush=lambda: times.append(time.monotonic()))
-        with redirect_stdout(clock):
+        delays = []
+
+        def write(text: str) -> None:
+            if "%" in text:
+                delays.append(time.monotonic_ns() - int(text.split()[3][:-1]))
+
+        with redirect_stdout(SimpleNamespace(write=write, flush=int)):
             with job_creator.following(queue) as waiting:
                 job = queue.enqueue("benchmark.tell", False, **processor.HOOKS)
                 waiting.add(job.id)
             job_creator.wait_for_jobs()
-        return delay(job, times)
+        return median(delays) / 1e6
 
     def hop() -> float:
         with queue.connection.pubsub(ignore_subscribe_messages=True) as pubsub:
             pubsub.subscribe("benchmark")
-            job = queue.enqueue("benchmark.tell", True)
-            messages = filter(None, pubsub.listen())
-            return delay(job, [time.monotonic() for _ in zip(range(100), messages)])
+            queue.enqueue("benchmark.tell", True)
+            times = (int(each["data"]) for each in pubsub.listen() if each)
+            delays = [time.monotonic_ns() - sent for _, sent in zip(range(100), times)]
+            return median(delays) / 1e6
 
-    def delay(job: Job, arrivals: list[float]) -> float:
-        departures = job.latest_result(timeout=4).return_value
-        return 1000 * median(b - a for a, b in zip(departures, arrivals))
-
-    with pool(2) as queue:
-        figures = in_turn("news", 8, ours, hop)
     what = "from a progress call to the creator's line / from publish to subscriber"
-    return row(what, "ms", *figures)
+    with pool(2) as queue:
+        return row(what, "ms", *in_turn(8, ours, hop))
 
 
 def following() -> str:
     """The CPU time of following a job, out of many whose events wait in the stream."""
-    queue = new_queue()
 
     def cost(count: int) -> float:
-        used, ids = 0.0, [str(number) for number in range(count)]
-        for _ in range(20_000 // count):  # Python's garbage collector runs as often
-            with job_creator.following(queue) as waiting:  # its thread waits meanwhile
-                waiting.update(ids)
-                write_events(ids, queue)
-                start = time.process_time()
-            job_creator.wait_for_jobs()
-            used += time.process_time() - start
-            queue.connection.flushall()
-        return 1e6 * used / 20_000
+        queue, ids = new_queue(), [str(number) for number in range(count)]
+        with job_creator.following(queue) as waiting:  # from the end of the block on
+            waiting.update(ids)
+            write_events(ids, queue)
+            start = time.process_time()
+        job_creator.wait_for_jobs()
+        return 1e6 * (time.process_time() - start) / count
 
-    figures = in_turn("following", 14, partial(cost, 20_000), partial(cost, 2_000))
+    figures = in_turn(14, partial(cost, 20_000), partial(cost, 2_000))
     return row("following each of 20,000 jobs / of 2,000", "µs of CPU", *figures)
 
 
 def starts() -> str:
-    """The time from the start of a script to its first line."""
+    """The time from a script's start to its first line; processors print none."""
 
     def time_of(*command: str) -> float:
         start = time.perf_counter()
@@ -345,20 +295,17 @@ def starts() -> str:
             process.stdout.readline()
             return 1000 * (time.perf_counter() - start)
 
-    names = [path.name for path in HERE.parent.glob("[0-9]_*.py")]
-    names = [name for name in names if "processor" not in name]  # they print none
-    ping = f"redis.Redis.from_url({os.environ['REDIS_URL']!r}).ping()"
-    measures = [partial(time_of, "-c", f"import redis; print({ping}, flush=True)")]
-    measures += [partial(time_of, name) for name in names]
-    ping, *figures = in_turn("starts", 15, *measures)
+    names = [p.name for p in HERE.parent.glob("[0-9]_*.py") if "process" not in p.name]
+    ping = "import redis, os; redis.Redis.from_url(os.environ['REDIS_URL']).ping()"
+    measures = [partial(time_of, "-c", f"{ping}; print('PONG', flush=True)")]
+    ping, *figures = in_turn(15, *measures, *(partial(time_of, name) for name in names))
     slowest, name = max(zip(figures, names), key=lambda each: median(each[0]))
     what = f"start of `{name}`, the slowest, to its first line / of a bare ping"
     return row(what, "ms", slowest, ping)
 
 
-def serving(what: str, *commands: str) -> list[str]:
+def serving(what: str, *commands: tuple[str, ...]) -> list[str]:
     """Requests answered in a second, one after the other on one connection."""
-    new_queue().connection.set("item.1", 4)  # sold out
 
     def get(connection: http.client.HTTPConnection, path: str) -> None:
         for _ in range(400):
@@ -366,24 +313,85 @@ def serving(what: str, *commands: str) -> list[str]:
             response = connection.getresponse()
             assert response.read() and response.status == 200 and connection.sock
 
+    new_queue().connection.set("item.1", 4)  # sold out
     rows = []
-    with server(commands[0]) as ours, server(commands[1]) as yardstick:
-        ports = ours, yardstick
-        connections = [http.client.HTTPConnection("127.0.0.1", port) for port in ports]
+    with server(*commands[0]) as ours, server(*commands[1]) as yardstick:
         for path in "/list_products/1", "/reserve_product/1":
-            measures = [partial(rate, 400, get, each, path) for each in connections]
-            figures = in_turn(f"{path} {what}", 5, *measures)
+            ends = map(http.client.HTTPConnection, 2 * ["127.0.0.1"], (ours, yardstick))
+            figures = in_turn(5, *(partial(rate, 400, get, end, path) for end in ends))
             rows.append(row(f"`GET {path}` {what}", "requests/s", *figures))
     return rows
 
 
-def measure_all() -> dict[str, str]:
-    """Return the rows of both tables."""
+REPORT = """\
+# What it costs
+
+Written by `python tests/benchmark.py` in under three minutes: {machine}.
+
+| measured / yardstick | figure | yardstick | ratio |
+| --- | --: | --: | --: |
+{rows}
+
+A figure is the median of three rounds or more, taken in turn with those of its
+yardstick, the bare packages: whatever else the machine does hits both. The ratio is the
+median of the rounds' ratios: high is good for a rate, low is good for a time.
+
+Jobs of task 9 done in a second, up to the creator's last line, by so many workers of
+`7_job_processor.py`, and of `rq worker-pool -w 6_job_processor.PatientSimpleWorker`
+(two of them: the same rounds as above):
+
+| workers | `PatientWorker` | `PatientSimpleWorker` |
+| --: | --: | --: |
+{sizes}
+"""
+
+
+def report() -> str:
+    """Measure everything, and return the text of BENCHMARK.md."""
     rows = [memory()] + queuing()  # first: a process inherits its parent's peak
-    two, default = processing("Worker", 40, 75)
-    simple_two, simple = processing("SimpleWorker", 35, 250)
+    two, default = processing("Worker", 35, 75)
+    simple_two, simple = processing("SimpleWorker", 30, 250)
     rows += [two, simple_two, news(), following(), starts()]
-    ...
+    if importlib.util.find_spec("granian"):
+        options = "-m granian --interface wsgi --port PORT_NUMBER {}"
+        apps = "9_stock:app", "benchmark:bare_app"
+        apps = [(sys.executable, *options.format(app).split()) for app in apps]
+        rows += serving("on granian / an app that does one Redis GET", *apps)
+    ours = "env", "PORT=PORT_NUMBER", sys.executable, "9_stock.py"
+    bare = "TCP = '127.0.0.1', PORT_NUMBER; import http.server as server, benchmark; "
+    bare += "server.ThreadingHTTPServer(TCP, benchmark.BareHandler).serve_forever()"
+    what = "of `9_stock.py` / a `ThreadingHTTPServer` that does one Redis GET"
+    rows += serving(what, ours, (sys.executable, "-c", bare))
+    sizes = map("| {} | {:,.0f} | {:,.0f} |".format, SIZES, default, simple)
+    cpu = os.uname().machine
+    with suppress(OSError, IndexError):
+        info = Path("/proc/cpuinfo").read_text()
+        cpu = info.split("model name\t: ")[1].splitlines()[0]
+    redis_version = new_queue().connection.info("server")["redis_version"]
+    machine = f"{time.strftime('%Y-%m-%d %H:%M')}, {CORES} cores, {cpu}, Python "
+    machine += f"{sys.version.split()[0]}, Redis {redis_version}, redis-py "
+    machine += f"{version('redis')} (hiredis {version('hiredis')}), RQ {version('rq')}"
+    return REPORT.format(rows="\n".join(rows), sizes="\n".join(sizes), machine=machine)
 
 
-# The report.
+def main() -> None:
+    def interrupted(signum: int, frame: object) -> None:  # ends what was started, too
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        sys.exit(128 + signum)
+
+    for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
+        signal.signal(number, interrupted)
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as null:
+        os.environ |= {"PYTHONPYCACHEPREFIX": folder, "PYTHONDONTWRITEBYTECODE": ""}
+        os.environ |= {"PYTHONPATH": str(HERE), "PORT": "0"}  # 9_stock.py: any
+        command = f"redis-server --dir {folder} --bind 127.0.0.1 --port PORT_NUMBER"
+        with redirect_stdout(null), server(*command.split(), "--save", "") as port:
+            url = f"redis://127.0.0.1:{port}"
+            os.environ |= {"REDIS_URL": url, "RQ_REDIS_URL": url}
+            text = report()
+    (HERE / "BENCHMARK.md").write_text(text, encoding="utf-8")
+    print(f"\n\n{text}")
+
+
+if __name__ == "__main__":
+    main()
