@@ -117,7 +117,7 @@ def test_subscriber_prints_what_an_ascii_terminal_does_not_know(start, redis_ser
 def test_subscriber_keeps_trying_until_redis_is_there(start, start_redis):
     port = free_port()
     subscriber = start("5_subscriber.py", f"redis://127.0.0.1:{port}")
-    subscriber.wait_for(NOT_CONNECTED, 2)
+    subscriber.wait_for(NOT_CONNECTED)
     server = start_redis(port=port)
     subscriber.wait_for(CONNECTED)
     server.client.publish("holberton school channel", "KILL_SERVER")
