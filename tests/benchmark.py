@@ -25,7 +25,8 @@ from statistics import median
 from subprocess import DEVNULL, PIPE, Popen
 from types import SimpleNamespace
 
-sys.dont_write_bytecode = True  # leaves nothing in the project's folder
+if __name__ == "__main__":
+    sys.dont_write_bytecode = True  # leaves nothing in the project's folder
 import redis
 from rq import Queue, Worker, get_current_job
 
@@ -90,12 +91,11 @@ def in_turn(seconds: float, *measures: Callable[[], float]) -> list[tuple]:
     return [*zip(*rounds)]
 
 
-def row(what: str, unit: str, ours: tuple, yardstick: tuple) -> str:
+def row(what: str, unit: str, ours: tuple, bare: tuple) -> str:
     """Return a row of the first table, from the figures of all rounds."""
     digits = 2 if median(ours) < 10 else 0
-    a, b = (f"{median(each):,.{digits}f} {unit}" for each in (ours, yardstick))
-    ratio = median(x / y for x, y in zip(ours, yardstick))
-    return f"| {what} | {a} | {b} | {ratio:.2f} |"
+    a, b = (f"{median(each):,.{digits}f} {unit}" for each in (ours, bare))
+    return f"| {what} | {a} | {b} | {median(x / y for x, y in zip(ours, bare)):.2f} |"
 
 
 def rate(count: int, action: Callable[..., object], *args: object) -> float:
@@ -210,7 +210,7 @@ def queuing() -> list[str]:
 
     ours = job_script.create_push_notifications_jobs
     actions = (ours, 10_000), (bare, 10_000), (loop, 1_000)
-    ours, bare, loop = in_turn(18, *(partial(measure, *each) for each in actions))
+    ours, bare, loop = in_turn(16, *(partial(measure, *each) for each in actions))
     what = "`8_job.py` queuing 10,000 jobs / RQ's "
     row_of_loop = row(what + "`enqueue` in a loop", "jobs/s", ours, loop)
     return [row_of_loop, row(what + "`enqueue_many`", "jobs/s", ours, bare)]
@@ -282,7 +282,7 @@ def following() -> str:
         job_creator.wait_for_jobs()
         return 1e6 * (time.process_time() - start) / count
 
-    figures = in_turn(14, partial(cost, 20_000), partial(cost, 2_000))
+    figures = in_turn(12, partial(cost, 20_000), partial(cost, 2_000))
     return row("following each of 20,000 jobs / of 2,000", "µs of CPU", *figures)
 
 
@@ -349,8 +349,8 @@ Jobs of task 9 done in a second, up to the creator's last line, by so many worke
 def report() -> str:
     """Measure everything, and return the text of BENCHMARK.md."""
     rows = [memory()] + queuing()  # first: a process inherits its parent's peak
-    two, default = processing("Worker", 35, 75)
-    simple_two, simple = processing("SimpleWorker", 30, 250)
+    two, default = processing("Worker", 30, 75)
+    simple_two, simple = processing("SimpleWorker", 25, 250)
     rows += [two, simple_two, news(), following(), starts()]
     if importlib.util.find_spec("granian"):
         options = "-m granian --interface wsgi --port PORT_NUMBER {}"
@@ -370,16 +370,18 @@ def report() -> str:
     redis_version = new_queue().connection.info("server")["redis_version"]
     machine = f"{time.strftime('%Y-%m-%d %H:%M')}, {CORES} cores, {cpu}, Python "
     machine += f"{sys.version.split()[0]}, Redis {redis_version}, redis-py "
-    machine += f"{version('redis')} (hiredis {version('hiredis')}), RQ {version('rq')}"
+    machine += f"{version('redis')}, RQ {version('rq')}"
     return REPORT.format(rows="\n".join(rows), sizes="\n".join(sizes), machine=machine)
 
 
 def main() -> None:
+    signals = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+
     def interrupted(signum: int, frame: object) -> None:  # ends what was started, too
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        [signal.signal(number, signal.SIG_IGN) for number in signals]
         sys.exit(128 + signum)
 
-    for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
+    for number in signals:
         signal.signal(number, interrupted)
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as null:
         os.environ |= {"PYTHONPYCACHEPREFIX": folder, "PYTHONDONTWRITEBYTECODE": ""}
