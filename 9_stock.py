@@ -124,11 +124,11 @@ class RequestHandler(BaseHTTPRequestHandler):  # for as long as a connection is 
     error_content_type, error_message_format = JSON, '{"status":"%(explain)s"}'
 
     def __getattr__(self, name: str) -> Callable:
-        if name.startswith("do_"):  # do_GET, do_POST: `app` answers every method
-            return self.answer
+        if name.startswith("do_"):  # do_POST, do_BREW: `app` answers every method
+            return self.do_GET
         raise AttributeError(name)
 
-    def answer(self) -> None:
+    def do_GET(self) -> None:
         if not self.close_connection:  # a body would be taken for the next request
             head = self.headers
             body = "Content-Length" in head or "Transfer-Encoding" in head
