@@ -91,11 +91,10 @@ def main() -> None:
 JSON = "application/json; charset=utf-8"
 logger = logging.getLogger(__name__)
 # redis-py's own retry would tell a broken connection as a WatchError.
-no_retry = redis.retry.Retry(redis.backoff.NoBackoff(), 0, supported_errors=())
-MOST = 10_000  # answers in hand at once; by itself redis-py refuses the 101st
+once = redis.retry.Retry(redis.backoff.NoBackoff(), 0, supported_errors=())
+MAX = 10_000  # answers in hand at once; by itself redis-py refuses the 101st
 # In seconds. A reservation can wait for it four times, as redis-py sends UNWATCH too.
-options = {"max_connections": MOST, "socket_timeout": 0.5, "retry": no_retry}
-client = redis_client.create_client(**options)
+client = redis_client.create_client(max_connections=MAX, socket_timeout=0.5, retry=once)
 
 
 def app(environ: dict, start_response: Callable) -> list[bytes]:
@@ -132,7 +131,8 @@ class RequestHandler(BaseHTTPRequestHandler):  # for as long as a connection is 
         if not self.close_connection:  # a body would be taken for the next request
             head = self.headers
             body = "Content-Length" in head or "Transfer-Encoding" in head
-            self.close_connection = bool(body or head.defects or head.get_payload())
+            odd = head.defects or head.get_payload() or "\n" in "".join(head.values())
+            self.close_connection = bool(body or odd)
         path = unquote(self.path.partition("?")[0], "latin-1")
         environ = {"REQUEST_METHOD": self.command, "PATH_INFO": path}
         with self.server.in_hand:
@@ -153,7 +153,7 @@ class Server(ThreadingTCPServer):  # with a thread for each connection
     allow_reuse_address, daemon_threads, request_queue_size = True, True, 128
 
     def __init__(self, port: str):
-        self.in_hand = Semaphore(MOST)
+        self.in_hand = Semaphore(MAX)
         try:
             super().__init__(("127.0.0.1", int(port)), RequestHandler)
         except (OSError, ValueError, OverflowError) as error:
@@ -167,7 +167,7 @@ class Server(ThreadingTCPServer):  # with a thread for each connection
 
     def server_close(self) -> None:
         super().server_close()
-        for _ in range(MOST):  # until no answer is in hand; none begins any more
+        for _ in range(MAX):  # until no answer is in hand; none begins any more
             self.in_hand.acquire()
 
 
