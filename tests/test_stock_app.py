@@ -169,6 +169,10 @@ def test_another_path_is_404(fake, path):
     assert (answer.status, answer.body) == (404, NOT_FOUND)
 
 
+def test_a_server_may_leave_out_an_empty_path(fake):
+    assert stock.app({"REQUEST_METHOD": "GET"}, print) == [NOT_FOUND.encode()]
+
+
 def test_an_unforeseen_error_is_500_and_logged_with_its_traceback(fake, caplog):
     fake.set("item.1", "three")
     for path in "/list_products/1", "/reserve_product/1":
@@ -180,7 +184,7 @@ def test_an_unforeseen_error_is_500_and_logged_with_its_traceback(fake, caplog):
     assert [record.exc_info[0] for record in caplog.records] == [ValueError, ValueError]
 
 
-def test_without_redis_stock_is_503_and_the_list_is_not(monkeypatch):
+def test_without_redis_stock_is_503_and_the_list_is_not(monkeypatch, caplog):
     client = redis.Redis(port=free_port(), retry=None)
     monkeypatch.setattr(stock, "client", client)
     for path in "/list_products/1", "/reserve_product/1":
@@ -188,6 +192,7 @@ def test_without_redis_stock_is_503_and_the_list_is_not(monkeypatch):
         assert (answer.status, answer.body) == (503, AWAY)
     for path, status in ("/list_products", 200), ("/reserve_product/12", 404):
         assert check(call("GET", path)).status == status
+    assert [record.exc_info for record in caplog.records] == [None, None]
 
 
 def test_list_products_holds_the_products():

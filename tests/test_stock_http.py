@@ -106,16 +106,17 @@ def test_answers_in_json_or_closes_the_connection_on(service, request_, status):
     assert "Traceback" not in "\n".join(script.errors)
 
 
-def test_clients_that_leave_before_the_answer_are_no_error(service):
+def test_clients_that_leave_before_the_answer_are_no_error(service, shared_redis):
     script, port = service
-    for request_ in b"", b"GET /list_products/1%b" % LINE, b"HELLO\r\n\r\n":
+    for request_ in b"", b"GET /list_products/1%b\r\n" % LINE, b"HELLO\r\n\r\n":
+        shared_redis.client.client_pause(100)  # so they have left when it answers
         for _ in range(20):
             with socket.create_connection(("127.0.0.1", port)) as connection:
                 # The connection is not just ended but reset.
                 linger = b"\x01\0\0\0" + b"\0" * 4
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 connection.sendall(request_)
-    assert get(port, "/list_products").body == ALL
+        assert get(port, "/list_products/1").status == 200  # after the pause
     assert "Traceback" not in "\n".join(script.errors)
 
 
@@ -153,16 +154,25 @@ def test_requests_sent_at_once_are_answered_in_their_order(serve, redis_server):
     assert received.index(left(1, 4)) < received.index(confirmed(1))
 
 
-@pytest.mark.parametrize("keep_alive", ["", "Connection: keep-alive\r\n"])
-def test_http_1_0_still_works(service, keep_alive):
+@pytest.mark.parametrize(
+    ("head", "kept"),
+    [
+        ("HTTP/1.1\r\n", True),
+        ("HTTP/1.1\r\nConnection: close\r\n", False),
+        ("HTTP/1.0\r\n", False),
+        ("HTTP/1.0\r\nConnection: keep-alive\r\n", True),
+    ],
+)
+def test_a_connection_is_kept_if_the_client_says_so(service, head, kept):
     _, port = service
-    request = f"GET /list_products HTTP/1.0\r\n{keep_alive}\r\n".encode()
+    requests = f"GET /list_products {head}\r\nGET / HTTP/1.0\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-        connection.sendall(request)
-        connection.shutdown(socket.SHUT_WR)
+        connection.sendall(requests)
         received = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
-    assert received.startswith("HTTP/1.1 200 OK")
-    assert received.endswith(ALL)
+    first, *second = received.split("HTTP/1.1 ")[1:]
+    assert first.startswith("200 OK\r\n") and first.endswith(ALL)
+    assert ("Connection: close\r\n" in first) is not kept
+    assert [answer[:3] for answer in second] == ["404"] * kept
 
 
 HIDDEN = b"GET /reserve_product/1%b\r\n" % LINE
@@ -180,6 +190,16 @@ BODIES = {
     "a folded name": b"X: y\r\n\tContent-Length: 1\r\nContent-Length\r\n : 9\r\n\r\n"
     + HIDDEN,
     "bare line feeds": b"Content-Length: %b\n\n" % LENGTH + HIDDEN,
+    "on a kept connection": b"Connection: keep-alive\r\nContent-Length: %b\r\n\r\n"
+    % LENGTH
+    + HIDDEN,
+    "a folded header": b"X: y\r\n Content-Length: %b\r\n\r\n" % LENGTH + HIDDEN,
+    "a folded value": b"Content-Length:\r\n %b\r\n\r\n" % LENGTH + HIDDEN,
+    "a control character": b"\x0bContent-Length: %b\r\n\r\n" % LENGTH + HIDDEN,
+    "after no header": b"X\r\nContent-Length: %b\r\n\r\n" % LENGTH + HIDDEN,
+    # Python's parser takes a bare carriage return for the end of a line.
+    "after two returns": b"X: y\r\r\nContent-Length: %b\r\n\r\n" % LENGTH + HIDDEN,
+    "after a bare return": b"X: y\r\n\rContent-Length: %b\r\n\r\n" % LENGTH + HIDDEN,
 }
 
 

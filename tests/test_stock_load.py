@@ -1,14 +1,18 @@
 """9_stock.py with many clients at once, and with a Redis that is away, hung or full."""
 
+import http.client
 import signal
+import socket
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from importlib.util import find_spec
-from threading import Barrier
+from select import select
+from socketserver import BaseRequestHandler, ThreadingTCPServer
+from threading import Barrier, Event, Thread
 
 import pytest
 from conftest import ROOT, Script, free_port, port_of, wait_until
@@ -154,3 +158,76 @@ def test_redis_that_is_full_is_503_and_reserves_nothing(serve, redis_server):
     redis_server.client.config_set("maxmemory", 0)
     assert not redis_server.client.exists("item.1")
     assert get(port, "/reserve_product/1").body == confirmed(1)
+
+
+def test_a_connection_outlives_the_absence_of_redis(serve, redis_server):
+    _, port = serve(redis_server.url)
+    with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+        connection.connect()
+        address = connection.sock.getsockname()
+        for step, status in (lambda: None, 200), (redis_server.stop, 503):
+            step()
+            for _ in range(2):
+                connection.request("GET", "/list_products/1")
+                response = connection.getresponse()
+                assert response.status == status and response.read()
+                assert connection.sock.getsockname() == address
+
+
+class BreakingRedis(ThreadingTCPServer):
+    """A Redis whose connections break, or that hangs, at the first EXEC."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int, fault: str):
+        super().__init__(("127.0.0.1", 0), BreakingConnection)
+        self.port, self.fault = port, fault
+        self.url = f"redis://127.0.0.1:{self.server_address[1]}"
+        self.at_exec = Event()
+
+
+class BreakingConnection(BaseRequestHandler):
+    def handle(self) -> None:
+        with socket.create_connection(("127.0.0.1", self.server.port)) as redis:
+            other = {self.request: redis, redis: self.request}
+            while True:
+                for source in select([*other], [], [])[0]:
+                    data = source.recv(65536)
+                    if not data or not self.forward(data, other[source], redis):
+                        return
+
+    def forward(self, data: bytes, target: socket.socket, redis: socket.socket) -> bool:
+        """Forward what there is to read, unless the fault comes first."""
+        if self.server.at_exec.is_set() and self.server.fault == "hangs":
+            return True  # nothing comes through any more
+        if b"EXEC" in data and not self.server.at_exec.is_set():
+            self.server.at_exec.set()
+            if self.server.fault == "hangs":
+                return True
+            if self.server.fault == "breaks after it":
+                redis.sendall(data)
+                redis.recv(65536)  # it is done, and nobody is told
+            return False
+        target.sendall(data)
+        return True
+
+
+@pytest.mark.parametrize(
+    ("fault", "reserved"),
+    [("breaks before it", None), ("breaks after it", "1"), ("hangs", None)],
+)
+def test_a_reservation_that_redis_does_not_confirm_is_503_and_not_tried_again(
+    serve, redis_server, fault, reserved
+):
+    with BreakingRedis(redis_server.port, fault) as redis:
+        Thread(target=redis.serve_forever, args=[0.05], daemon=True).start()
+        script, port = serve(redis.url)
+        begin = time.monotonic()
+        answer = get(port, "/reserve_product/1")
+        assert time.monotonic() - begin < 3
+        assert (answer.status, answer.body) == (503, AWAY)
+        assert redis_server.client.get("item.1") == reserved
+        assert len(script.errors) == 1
+        if fault != "hangs":
+            assert get(port, "/reserve_product/1").body == confirmed(1)
+        redis.shutdown()

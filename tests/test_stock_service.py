@@ -6,12 +6,12 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from threading import Event, Thread
 
 import pytest
 from conftest import Script, ends_not_connected, free_port, port_of, wait_until
-from stock_service import AWAY, TABLE, confirmed, frozen, get, listens, waiting
+from stock_service import AWAY, LINE, TABLE, confirmed, frozen, get, listens, waiting
 
 
 def test_the_process_answers_by_the_table_as_well(serve, redis_server, tmp_path):
@@ -103,6 +103,7 @@ def test_starts_only_if_redis_answers(start, redis_server):
 
 
 STOPS = signal.SIGINT, signal.SIGTERM
+REQUEST = b"GET /list_products%b\r\n" % LINE
 
 
 def serve_two(start: Callable[..., Script], url: str) -> list[tuple[Script, int]]:
@@ -132,10 +133,12 @@ def test_ctrl_c_and_sigterm_end_it_at_rest(start, shared_redis):
 def test_ctrl_c_and_sigterm_end_it_with_idle_connections_open(start, shared_redis):
     services = serve_two(start, shared_redis.url)
     with ExitStack() as stack:
-        for begin in [b"", b"GET /list_pro"] * 10:
+        for begin in [b"", b"GET /list_pro", REQUEST] * 10:
             for _, port in services:
                 connection = socket.create_connection(("127.0.0.1", port))
                 stack.enter_context(connection).sendall(begin)
+                if begin == REQUEST:
+                    assert connection.recv(65536)
         assert_end_well(services)
 
 
@@ -168,27 +171,52 @@ def test_ctrl_c_and_sigterm_under_load_lose_no_answer(start, redis_server):
                 if not listens(port):
                     return answers
 
+    def ask_on(port: int) -> int:
+        """Do the same on one connection."""
+        answers = 0
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        with closing(connection), suppress(OSError, http.client.HTTPException):
+            while True:
+                connection.request("GET", "/list_products/1")
+                response = connection.getresponse()
+                response.read()
+                answers += response.status == 200
+        return answers
+
     with ThreadPoolExecutor(24) as pool:
-        answers = [pool.submit(ask, port) for _, port in services * 6]
+        answers = [
+            pool.submit(function, port)
+            for _, port in services
+            for function in (ask, ask_on) * 3
+        ]
         wait_until(lambda: asked() > 200)
         assert_end_well(services)
         assert sum(count.result() for count in answers) == asked()
 
 
-def test_one_ctrl_c_ends_it_whatever_a_client_does(serve, shared_redis):
+@pytest.mark.parametrize(
+    "data", [b"G", REQUEST * 100], ids=["a byte at a time", "many requests at a time"]
+)
+def test_one_ctrl_c_ends_it_whatever_a_client_sends(serve, shared_redis, data):
     script, port = serve(shared_redis.url)
-    dribbles = Event()
+    sends = Event()
 
-    def dribble() -> None:
+    def send() -> None:
         address = "127.0.0.1", port
         with suppress(OSError), socket.create_connection(address) as connection:
+            Thread(target=read, args=[connection], daemon=True).start()
             while True:  # until the service ends
-                connection.sendall(b"G")
-                dribbles.set()
-                time.sleep(0.1)  # never idle, never done
+                connection.sendall(data)
+                sends.set()
+                time.sleep(0.001)  # never idle, never done
 
-    Thread(target=dribble, daemon=True).start()
-    wait_until(dribbles.is_set)
+    def read(connection: socket.socket) -> None:
+        with suppress(OSError):
+            while connection.recv(1 << 20):
+                pass
+
+    Thread(target=send, daemon=True).start()
+    wait_until(sends.is_set)
     get(port, "/list_products")  # so the connection before this one is accepted
     script.stop(signal.SIGINT)
     assert script.end(timeout=3) == 0
