@@ -194,6 +194,7 @@ BODIES = {
     % LENGTH
     + HIDDEN,
     "a folded header": b"X: y\r\n Content-Length: %b\r\n\r\n" % LENGTH + HIDDEN,
+    "a fold of no header": b" Content-Length: %b\r\n\r\n" % LENGTH + HIDDEN,
     "a folded value": b"Content-Length:\r\n %b\r\n\r\n" % LENGTH + HIDDEN,
     "a control character": b"\x0bContent-Length: %b\r\n\r\n" % LENGTH + HIDDEN,
     "after no header": b"X\r\nContent-Length: %b\r\n\r\n" % LENGTH + HIDDEN,
@@ -209,7 +210,7 @@ def test_a_request_hidden_in_a_body_is_never_answered(
     service, shared_redis, method, rest
 ):
     _, port = service
-    request = b"%b /list_products%b" % (method, LINE) + rest
+    request = b"%b /list_products HTTP/1.1\r\n" % method + rest
     with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
         connection.sendall(request)
         received = b""
