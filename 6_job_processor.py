@@ -56,9 +56,9 @@ class Patient:
         due = super().should_run_maintenance_tasks  # not until all know Redis is back
         return due and self.connection.info("server")["uptime_in_seconds"] > 10
 
-    def increment_successful_job_count(self, pipeline):
+    def handle_job_success(self, *args, **options):
         self.set_state("busy")  # waits until Redis has room; RQ's transaction does not
-        super().increment_successful_job_count(pipeline)
+        super().handle_job_success(*args, **options)
 
     def handle_exception(self, job, *exc_info):
         if not issubclass(exc_info[0], NotificationError):
