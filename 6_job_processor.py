@@ -14,7 +14,7 @@ QUEUE = "push_notification_code"
 def send_notification(phone_number: str, message: str) -> None:
     """Send `message` to `phone_number`. Twin of `sendNotification`."""
     line = f"Sending notification to {phone_number}, with message: {message}"
-    print(line, flush=True)  # as the process that RQ forks for a job does not
+    print(line, flush=True)  # as RQ's work horse flushes nothing at its end
 
 
 def main() -> None:

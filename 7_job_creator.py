@@ -32,11 +32,11 @@ JOBS = [
 
 
 def queue_jobs(jobs: list[dict], queue: Queue) -> list[Job]:
-    """Queue a job for each of `jobs`, all or none, and print what happens to them."""
+    """Queue all of `jobs` or none, and print in the background what happens to them."""
     ids = job_creator.new_job_ids(queue.connection, len(jobs))
     function = processor.send_notification
     arguments = [(job["phoneNumber"], job["message"]) for job in jobs]
-    with following(queue) as waiting:
+    with following(queue) as waiting:  # a set: the ids of the jobs to tell of
         queued = queue.enqueue_many(
             Queue.prepare_data(function, args, job_id=job_id, **processor.HOOKS)
             for args, job_id in zip(arguments, ids)

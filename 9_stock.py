@@ -44,9 +44,9 @@ def reserve_one(item: dict) -> bool:
     """Reserve a unit of `item`, for one client alone; return False when sold out."""
     item_id, quantity = item["itemId"], item["initialAvailableQuantity"]
     if get_current_reserved_stock_by_id(item_id) >= quantity:
-        return False  # after one round trip
+        return False  # the quick way; the check that counts is below
     with client.pipeline() as pipe:
-        pipe.watch(f"item.{item_id}")
+        pipe.watch(f"item.{item_id}")  # until multi(), commands are answered at once
         reserved = get_current_reserved_stock_by_id(item_id, pipe)
         if reserved >= quantity:
             return False

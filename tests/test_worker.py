@@ -76,7 +76,8 @@ def test_a_stopped_processor_finishes_the_job_in_hand(start, redis_server, signu
 
 def test_a_second_ctrl_c_gives_the_job_in_hand_up(start, redis_server):
     processors = start_both(start, redis_server)
-    wait_for_status(redis_server, queue_sleep(redis_server, 60), "started")
+    job = queue_sleep(redis_server, 60)
+    wait_for_status(redis_server, job, "started")
     for processor in processors:
         processor.stop(signal.SIGINT)
     time.sleep(1.1)  # RQ takes a second signal within a second for the same
@@ -85,6 +86,7 @@ def test_a_second_ctrl_c_gives_the_job_in_hand_up(start, redis_server):
     for processor in processors:
         processor.end()
         assert processor.processes() == []
+    assert status(redis_server, job) == "started"  # a later processor fails it
 
 
 def test_no_job_is_lost_when_a_processor_is_stopped_under_load(start, redis_server):
