@@ -331,7 +331,7 @@ def proxy(redis_server) -> Iterator[Proxy]:
 
 @pytest.fixture(scope="module")
 def shared_redis(tmp_path_factory) -> Iterator[RedisServer]:
-    """A Redis for the tests that don't change it."""
+    """A Redis for all tests of a file: they leave it as it was, or empty it first."""
     require_redis_server()
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     yield server

@@ -1,11 +1,13 @@
 """What the tests of the job scripts share: workers, and what is told of jobs."""
 
 import threading
+import time
 from collections import defaultdict
 
 import redis
 from conftest import RedisServer, Script, wait_until
 from rq import Queue, SimpleWorker
+from rq.job import Job
 
 
 class DeafWorker(SimpleWorker):
@@ -59,3 +61,17 @@ def told_of_each_job(lines: list[str]) -> dict[str, list[str]]:
             job_id, text = line.removeprefix("Notification job ").split(" ", 1)
             told[job_id].append(text)
     return told
+
+
+def status(server: RedisServer, job: Job) -> str | None:
+    """Return the status of a job, None when it is gone."""
+    return server.client.hget(job.key, "status")
+
+
+def let_jobs_in_hand_look_abandoned(server: RedisServer, queue_name: str) -> int:
+    """Let the time be over for which RQ waits for a sign of life; return their number."""
+    wip = f"rq:wip:{queue_name}"
+    executions = server.client.zrange(wip, 0, -1)
+    for execution in executions:
+        server.client.zadd(wip, {execution: time.time() - 1}, xx=True)
+    return len(executions)

@@ -119,17 +119,27 @@ def listens(port: int) -> bool:
     return True
 
 
-def exchange(port: int, request: bytes) -> Answer | None:
-    """Send bytes as they are; return the answer, None if the connection is closed."""
+def send(port: int, data: bytes, *, and_end: bool = False) -> bytes:
+    """Send bytes as they are; return what comes until the service ends the connection.
+
+    With `and_end`, the client ends its side after the bytes.
+    """
     received = b""
     with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
         try:
-            connection.sendall(request)
-            connection.shutdown(socket.SHUT_WR)
+            connection.sendall(data)
+            if and_end:
+                connection.shutdown(socket.SHUT_WR)
             while part := connection.recv(65536):
                 received += part
         except ConnectionError:
             pass  # closed before all was sent or read
+    return received
+
+
+def exchange(port: int, request: bytes) -> Answer | None:
+    """Send bytes as they are; return the answer, None if the connection is closed."""
+    received = send(port, request, and_end=True)
     if not received:
         return None
     head, _, body = received.decode("latin-1").partition("\r\n\r\n")

@@ -7,8 +7,15 @@ import time
 
 import pytest
 import redis
-from conftest import RedisServer, require_redis_server, wait_until
-from jobs import start_processor, told_of_each_job, wait_for_followers, work
+from conftest import wait_until
+from jobs import (
+    let_jobs_in_hand_look_abandoned,
+    start_processor,
+    status,
+    told_of_each_job,
+    wait_for_followers,
+    work,
+)
 from rq import Queue
 
 creator_script = importlib.import_module("7_job_creator")
@@ -23,10 +30,6 @@ def work_horses(processor):
     """Return the ids of the processes that run a job: each leads a group of its own."""
     pids = [pid for pid in processor.processes() if pid != processor.process.pid]
     return [pid for pid in pids if os.getpgid(pid) == pid]
-
-
-def status(server, job):
-    return server.client.hget(job.key, "status")
 
 
 class Following:
@@ -56,12 +59,9 @@ def following(redis_server, capsys):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def old_server(tmp_path_factory):
+def old_server(shared_redis):
     """A Redis that grows old while the tests before those that need it run."""
-    require_redis_server()
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.stop()
+    return shared_redis
 
 
 @pytest.fixture
@@ -187,10 +187,7 @@ def test_a_new_processor_fails_the_jobs_that_a_killed_one_had_in_hand(
     jobs += [following.enqueue("time.time") for _ in range(3)]
     wait_until(lambda: {status(old_redis, job) for job in jobs[:2]} == {"started"})
     processor.kill()
-    # RQ waits a minute for news from their workers. Let it be over.
-    wip = f"rq:wip:{QUEUE}"
-    for execution in old_redis.client.zrange(wip, 0, -1):
-        old_redis.client.zadd(wip, {execution: time.time() - 1}, xx=True)
+    assert let_jobs_in_hand_look_abandoned(old_redis, QUEUE) == 2
     start_processor(start, old_redis)
     assert sorted(following.until_all_ended()) == [
         "Notification job 1 failed: AbandonedJobError",

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 from conftest import ROOT, Script, port_of
-from stock_service import ALL, LINE, confirmed, exchange, get, left
+from stock_service import ALL, LINE, confirmed, exchange, get, left, send
 
 
 @pytest.fixture(scope="module")
@@ -146,10 +146,7 @@ def test_a_connection_stays_open_between_requests_whatever_the_answers(
 def test_requests_sent_at_once_are_answered_in_their_order(serve, redis_server):
     _, port = serve(redis_server.url)
     requests = b"GET /list_products/1%b\r\nGET /reserve_product/1%b\r\n" % (LINE, LINE)
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-        connection.sendall(requests)
-        connection.shutdown(socket.SHUT_WR)
-        received = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+    received = send(port, requests, and_end=True).decode()
     assert received.count("HTTP/1.1 200 OK") == 2
     assert received.index(left(1, 4)) < received.index(confirmed(1))
 
@@ -166,9 +163,7 @@ def test_requests_sent_at_once_are_answered_in_their_order(serve, redis_server):
 def test_a_connection_is_kept_if_the_client_says_so(service, head, kept):
     _, port = service
     requests = f"GET /list_products {head}\r\nGET / HTTP/1.0\r\n\r\n".encode()
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-        connection.sendall(requests)
-        received = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+    received = send(port, requests).decode()  # the second ends it
     first, *second = received.split("HTTP/1.1 ")[1:]
     assert first.startswith("200 OK\r\n") and first.endswith(ALL)
     assert ("Connection: close\r\n" in first) is not kept
@@ -211,14 +206,7 @@ def test_a_request_hidden_in_a_body_is_never_answered(
 ):
     _, port = service
     request = b"%b /list_products HTTP/1.1\r\n" % method + rest
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-        connection.sendall(request)
-        received = b""
-        try:
-            while part := connection.recv(65536):  # the service ends it
-                received += part
-        except ConnectionError:
-            pass
+    received = send(port, request)
     assert received.count(b"HTTP/1.1 ") == 1
     assert b"\r\nConnection: close\r\n" in received
     assert not shared_redis.client.exists("item.1")

@@ -7,7 +7,12 @@ import time
 
 import pytest
 from conftest import NOT_CONNECTED, ROOT, Script, wait_until
-from jobs import start_processor, start_processors
+from jobs import (
+    let_jobs_in_hand_look_abandoned,
+    start_processor,
+    start_processors,
+    status,
+)
 from rq import Queue
 
 QUEUES = {
@@ -35,10 +40,6 @@ def states(server):
     """Return the states of all workers."""
     keys = server.client.smembers("rq:workers")
     return [server.client.hget(key, "state") for key in keys]
-
-
-def status(server, job):
-    return server.client.hget(job.key, "status")
 
 
 def queue_sleep(server, seconds, *queue_names):
@@ -194,9 +195,7 @@ def test_maintenance_waits_until_the_workers_know_that_redis_is_back(
     queue_name = QUEUES["6_job_processor.py"]
     jobs = queue_sleep(redis_server, 2, queue_name)
     wait_for_status(redis_server, jobs, "started")
-    wip = f"rq:wip:{queue_name}"
-    [execution] = redis_server.client.zrange(wip, 0, -1)
-    redis_server.client.zadd(wip, {execution: time.time() - 1}, xx=True)
+    assert let_jobs_in_hand_look_abandoned(redis_server, queue_name) == 1
     redis_server.stop()
     redis_server.start()
     # A new worker would fail it as abandoned, were it not for the age of Redis.
