@@ -150,7 +150,7 @@ class RequestHandler(BaseHTTPRequestHandler):  # for as long as a connection is 
 
 
 class Server(ThreadingTCPServer):  # with a thread for each connection
-    allow_reuse_address, daemon_threads, request_queue_size = True, True, 128
+    allow_reuse_address, daemon_threads, request_queue_size = True, True, 1024
 
     def __init__(self, port: str):
         self.in_hand = Semaphore(MAX)
