@@ -33,7 +33,7 @@ class Patient:
     """A worker that waits while Redis is away or full, and stops between two jobs."""
 
     def __init__(self, *args, **opts):
-        opts["connection"].ping()  # ends a script without Redis; RQ would wait 11 s
+        opts["connection"].ping()  # a silent Redis ends it after 5 s; RQ waits for 11
         super().__init__(*args, **opts | {"worker_ttl": 16, "maintenance_interval": 5})
         errors = redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError
         nap = redis.backoff.ConstantBackoff(0.5)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import fakeredis
@@ -138,12 +138,9 @@ class Script:
         self.end()
 
 
-@pytest.fixture
-def start() -> Iterator[Callable[..., Script]]:
-    """A function that starts a script, `start("9_stock.py", redis_url, PORT="8000")`.
-
-    All are ended after the test.
-    """
+@contextmanager
+def starting_scripts() -> Iterator[Callable[..., Script]]:
+    """Give a function that starts scripts, and end them all."""
     scripts = []
 
     def start(name: str, url: str, **options) -> Script:
@@ -152,9 +149,18 @@ def start() -> Iterator[Callable[..., Script]]:
         scripts.append(script)
         return script
 
-    yield start
-    for script in scripts:
-        script.kill()
+    try:
+        yield start
+    finally:
+        for script in scripts:
+            script.kill()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Script]]:
+    """A function that starts a script, `start("9_stock.py", redis_url, PORT="8000")`."""
+    with starting_scripts() as start:
+        yield start
 
 
 def ends_not_connected(script: Script, timeout: float = 4) -> str:
@@ -217,20 +223,29 @@ class RedisServer:
         self.process.wait(10)
 
 
-@pytest.fixture
-def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
-    """A function that starts a private redis-server, `start_redis(*options, port=N)`."""
-    require_redis_server()
+@contextmanager
+def starting_redis(folder: Path) -> Iterator[Callable[..., RedisServer]]:
+    """Give a function that starts private redis-servers, and end them all."""
     servers = []
 
     def start_redis(*options: str, port: int | None = None) -> RedisServer:
-        servers.append(RedisServer(tmp_path, *options, port=port))
+        require_redis_server()
+        servers.append(RedisServer(folder, *options, port=port))
         return servers[-1]
 
-    yield start_redis
-    for server in servers:
-        server.process.kill()  # its data is not needed, and a clean end takes longer
-        server.process.wait()
+    try:
+        yield start_redis
+    finally:
+        for server in servers:
+            server.process.kill()  # its data is not needed; a clean end takes longer
+            server.process.wait()
+
+
+@pytest.fixture
+def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
+    """A function that starts a private redis-server, `start_redis(*options, port=N)`."""
+    with starting_redis(tmp_path) as start_redis:
+        yield start_redis
 
 
 @pytest.fixture
@@ -319,14 +334,6 @@ class Proxy:
                     target.sendall(data)
             if source not in self.silent:
                 target.shutdown(socket.SHUT_WR)
-
-
-@pytest.fixture
-def proxy(redis_server) -> Iterator[Proxy]:
-    """A proxy of the private redis-server."""
-    proxy = Proxy(redis_server.port)
-    yield proxy
-    proxy.close()
 
 
 @pytest.fixture(scope="module")

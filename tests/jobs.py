@@ -36,6 +36,10 @@ def wait_for_followers(timeout: float = 30) -> None:
 
 
 WORKERS = {"6_job_processor.py": 1, "7_job_processor.py": 2}
+QUEUES = {
+    "6_job_processor.py": "push_notification_code",
+    "7_job_processor.py": "push_notification_code_2",
+}
 
 
 def start_processors(start, server: RedisServer, *names: str, url="") -> list[Script]:
@@ -53,6 +57,14 @@ def start_processor(start, server: RedisServer, name="7_job_processor.py") -> Sc
     return script
 
 
+def queue_sleep(server: RedisServer, seconds: float, *queue_names: str) -> list[Job]:
+    """Queue a job that takes some seconds, in each queue (of all processors)."""
+    return [
+        Queue(name, connection=server.rq_connection).enqueue("time.sleep", seconds)
+        for name in queue_names or QUEUES.values()
+    ]
+
+
 def told_of_each_job(lines: list[str]) -> dict[str, list[str]]:
     """Return the texts told of each job, by its id."""
     told = defaultdict(list)
@@ -66,6 +78,10 @@ def told_of_each_job(lines: list[str]) -> dict[str, list[str]]:
 def status(server: RedisServer, job: Job) -> str | None:
     """Return the status of a job, None when it is gone."""
     return server.client.hget(job.key, "status")
+
+
+def wait_for_status(server: RedisServer, jobs: list[Job], wanted: str) -> None:
+    wait_until(lambda: {status(server, job) for job in jobs} == {wanted})
 
 
 def let_jobs_in_hand_look_abandoned(server: RedisServer, queue_name: str) -> int:

@@ -1,4 +1,4 @@
-"""The rules that hold for every script: importing, no Redis, Ctrl-C, pipes."""
+"""The rules that hold for every script: its length, importing, passwords, stops."""
 
 import os
 import signal
@@ -16,15 +16,6 @@ ENDING = [name for name in SCRIPTS if name != "5_subscriber.py"]
 # Those that reach Redis in two ways; the others do it as the first.
 SYNC_AND_ASYNC = ["0_redis_client.py", "2_redis_op_async.py"]
 EXERCISE_END = "# The exercise ends here"
-
-
-def start_all(start, names, url):
-    return [start(name, url, PORT="0") for name in names]
-
-
-def assert_each_says_in_one_line_that_it_is_not_connected(scripts):
-    for script in scripts:
-        ends_not_connected(script, timeout=8)  # all start at once
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -54,34 +45,26 @@ assert signal.getsignal(signal.SIGINT) is handler
 
 
 @pytest.mark.parametrize(
-    ("url", "names"),
+    ("user", "names", "reason"),
     [
-        ("redis://127.0.0.1:{port}", ENDING),
-        ("127.0.0.1:{port}", SCRIPTS),
-        ("redis://127.0.0.1:port", SYNC_AND_ASYNC),
-        ("redis://127.0.0.1:{port}?no_such_option=1", SYNC_AND_ASYNC),
-        ("rediss://127.0.0.1:{port}", SYNC_AND_ASYNC),
+        ("", SCRIPTS, "authenticate"),
+        (":wrong@", SYNC_AND_ASYNC, "password"),
+        ("nobody:secret@", SYNC_AND_ASYNC, "password"),
     ],
 )
-def test_without_redis_there_is_one_line_and_status_1(start, url, names):
-    scripts = start_all(start, names, url.format(port=free_port()))
-    assert_each_says_in_one_line_that_it_is_not_connected(scripts)
-
-
-@pytest.mark.parametrize(
-    ("user", "names"),
-    [("", SCRIPTS), (":wrong@", SYNC_AND_ASYNC), ("nobody:secret@", SYNC_AND_ASYNC)],
-)
-def test_a_refused_password_ends_every_script(start, start_redis, user, names):
+def test_a_refused_password_ends_every_script(start, start_redis, user, names, reason):
     server = start_redis("--requirepass", "secret")
     url = server.url.replace("//", f"//{user}")
-    assert_each_says_in_one_line_that_it_is_not_connected(start_all(start, names, url))
+    for script in [start(name, url, PORT="0") for name in names]:
+        assert reason in ends_not_connected(script, timeout=8)  # all start at once
 
 
-def test_a_password_in_the_url_is_used(start, start_redis):
+def test_a_password_in_the_url_is_used(start, serve, start_redis):
     server = start_redis("--requirepass", "secret")
-    script = start("0_redis_client.py", server.url.replace("//", "//:secret@"))
-    assert script.end() == 0
+    url = server.url.replace("//", "//:secret@")
+    scripts = [start(name, url) for name in SYNC_AND_ASYNC]
+    serve(url)
+    assert [script.end() for script in scripts] == [0, 0]
 
 
 # What runs until it is stopped, and what tells that it is at work.
@@ -105,25 +88,21 @@ def is_at_work(script, url):
     return states == ["idle"] * (2 if script.name == "7_job_processor.py" else 1)
 
 
-@pytest.mark.parametrize(
-    ("signums", "redis_is_away"),
-    [([signal.SIGINT, signal.SIGTERM], False), ([signal.SIGINT], True)],
-)
-def test_a_stop_at_rest_is_prompt_and_quiet(start, start_redis, signums, redis_is_away):
-    redis_server = start_redis("--databases", "20")
-    # Each on a database of its own, so that no processor takes a creator's jobs.
-    cases = [(name, signum) for signum in signums for name in AT_WORK]
-    urls = [f"{redis_server.url}/{number}" for number in range(len(cases))]
-    scripts = [start(name, url, PORT="0") for (name, _), url in zip(cases, urls)]
+def start_all_until_at_work(start, server, cases):
+    """Start the scripts, each on a database of its own: no processor takes their jobs."""
+    urls = [f"{server.url}/{number}" for number in range(len(cases))]
+    scripts = [start(name, url, PORT="0") for name, url in zip(cases, urls)]
     for script, url in zip(scripts, urls):
         wait_until(partial(is_at_work, script, url), state=script)
-    if redis_is_away:
-        redis_server.stop()
-    for script, (_, signum) in zip(scripts, cases):
+    return scripts
+
+
+def test_a_stop_at_rest_is_prompt_and_quiet(start, redis_server):
+    scripts = start_all_until_at_work(start, redis_server, [*AT_WORK] * 2)
+    signums = [signal.SIGINT] * len(AT_WORK) + [signal.SIGTERM] * len(AT_WORK)
+    for script, signum in zip(scripts, signums):
         script.stop(signum)
     for script in scripts:
         script.end(timeout=5)
         assert script.processes() == []
-        assert "Traceback" not in "\n".join(script.errors)
-        if not redis_is_away:
-            assert script.errors == []
+        assert script.errors == []

@@ -1,7 +1,7 @@
 """Tasks 1 to 5, line for line: each script a process, on a real Redis."""
 
 import pytest
-from conftest import CONNECTED, NOT_CONNECTED, free_port
+from conftest import CONNECTED
 
 SCHOOLS = """\
 {'Portland': '50',
@@ -112,36 +112,3 @@ def test_subscriber_prints_what_an_ascii_terminal_does_not_know(start, redis_ser
     redis_server.client.publish("holberton school channel", "KILL_SERVER")
     assert subscriber.end() == 0
     assert subscriber.lines[1] == r"\u2603"
-
-
-def test_subscriber_keeps_trying_until_redis_is_there(start, start_redis):
-    port = free_port()
-    subscriber = start("5_subscriber.py", f"redis://127.0.0.1:{port}")
-    subscriber.wait_for(NOT_CONNECTED)
-    server = start_redis(port=port)
-    subscriber.wait_for(CONNECTED)
-    server.client.publish("holberton school channel", "KILL_SERVER")
-    assert subscriber.end() == 0
-    assert subscriber.lines[-2:] == [CONNECTED, "KILL_SERVER"]
-    assert {line.startswith(NOT_CONNECTED) for line in subscriber.lines[:-2]} == {True}
-
-
-def test_subscriber_outlives_a_redis_restart(start, redis_server):
-    subscriber = start("5_subscriber.py", redis_server.url)
-    subscriber.wait_for(CONNECTED)
-    redis_server.stop()
-    subscriber.wait_for(NOT_CONNECTED)
-    redis_server.start()
-    subscriber.wait_for(CONNECTED, 2)
-    redis_server.client.publish("holberton school channel", "KILL_SERVER")
-    assert subscriber.end() == 0
-    assert subscriber.errors == []
-
-
-def test_subscriber_lost_by_redis_reconnects(start, redis_server):
-    subscriber = start("5_subscriber.py", redis_server.url)
-    subscriber.wait_for(CONNECTED)
-    redis_server.client.client_kill_filter(_type="pubsub")
-    subscriber.wait_for(CONNECTED, 2)
-    redis_server.client.publish("holberton school channel", "KILL_SERVER")
-    assert subscriber.end() == 0

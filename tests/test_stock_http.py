@@ -1,11 +1,11 @@
-"""Requests that no browser sends, and connections that stay open."""
+"""Requests that no browser sends, and several on one connection."""
 
 import http.client
 import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 
 import pytest
 from conftest import ROOT, Script, port_of
@@ -25,19 +25,6 @@ def service(shared_redis) -> Iterator[tuple[Script, int]]:
         assert "Traceback" not in "\n".join(script.errors)
     finally:
         script.kill()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def idle(service) -> Iterator[list[socket.socket]]:
-    """Two hundred connections without a whole request, from the first test on."""
-    _, port = service
-    with ExitStack() as stack:
-        connections = []
-        for begin in [b"", b"GET /lis", b"GET /%bX: " % LINE, b"GET /%b" % LINE] * 50:
-            connection = socket.create_connection(("127.0.0.1", port), timeout=8)
-            connections.append(stack.enter_context(connection))
-            connection.sendall(begin)
-        yield connections
 
 
 ABUSE = {
@@ -210,8 +197,3 @@ def test_a_request_hidden_in_a_body_is_never_answered(
     assert received.count(b"HTTP/1.1 ") == 1
     assert b"\r\nConnection: close\r\n" in received
     assert not shared_redis.client.exists("item.1")
-
-
-def test_connections_without_a_request_are_dropped(idle):
-    for connection in idle:  # which kept none of the tests above waiting
-        assert connection.recv(1) == b""

@@ -1,17 +1,38 @@
-"""`python 9_stock.py` as a process: its start, its port, its end."""
+"""`python 9_stock.py` as a process: its start, its port, idle connections, its end."""
 
 import http.client
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from threading import Event, Thread
 
 import pytest
-from conftest import Script, ends_not_connected, free_port, port_of, wait_until
-from stock_service import AWAY, LINE, TABLE, confirmed, frozen, get, listens, waiting
+from conftest import (
+    RedisServer,
+    Script,
+    free_port,
+    port_of,
+    starting_scripts,
+    wait_until,
+)
+from stock_service import AWAY, LINE, TABLE, get, listens, waiting
+
+
+@pytest.fixture(scope="module", autouse=True)
+def idle(shared_redis: RedisServer) -> Iterator[list[socket.socket]]:
+    """Two hundred connections without a whole request, from the first test on."""
+    with starting_scripts() as start, ExitStack() as stack:
+        port = port_of(start("9_stock.py", shared_redis.url, PORT="0"))
+        connections = []
+        for begin in [b"", b"GET /lis", b"GET /%bX: " % LINE, b"GET /%b" % LINE] * 50:
+            connection = socket.create_connection(("127.0.0.1", port), timeout=8)
+            connections.append(stack.enter_context(connection))
+            connection.sendall(begin)
+        assert get(port, "/list_products").status == 200  # nobody waits for them
+        yield connections
 
 
 def test_the_process_answers_by_the_table_as_well(serve, redis_server, tmp_path):
@@ -74,32 +95,6 @@ def test_a_port_that_is_none_is_one_clear_line(start, shared_redis):
         assert script.lines == []
         (error,) = script.errors
         assert error.startswith(f"Can't listen on port {port}: ")
-
-
-def test_starts_only_if_redis_is_there(start):
-    script = start("9_stock.py", f"redis://127.0.0.1:{free_port()}", PORT="0")
-    assert "refused" in ends_not_connected(script)
-
-
-def test_starts_only_with_a_well_formed_url(start):
-    script = start("9_stock.py", "localhost:6379", PORT="0")
-    assert "redis://" in ends_not_connected(script)
-
-
-def test_starts_only_with_the_password_of_redis(start, serve, start_redis):
-    redis = start_redis("--requirepass", "secret")
-    without = start("9_stock.py", redis.url, PORT="0")
-    wrong = start("9_stock.py", redis.url.replace("://", "://:secreT@"), PORT="0")
-    assert "authenticated" in ends_not_connected(without)
-    assert "password" in ends_not_connected(wrong)
-    _, port = serve(redis.url.replace("://", "://:secret@"))
-    assert get(port, "/reserve_product/1").body == confirmed(1)
-
-
-def test_starts_only_if_redis_answers(start, redis_server):
-    with frozen(redis_server):
-        script = start("9_stock.py", redis_server.url, PORT="0")
-        ends_not_connected(script)
 
 
 STOPS = signal.SIGINT, signal.SIGTERM
@@ -222,3 +217,8 @@ def test_one_ctrl_c_ends_it_whatever_a_client_sends(serve, shared_redis, data):
     assert script.end(timeout=3) == 0
     assert len(script.lines) == 1
     assert script.errors == []
+
+
+def test_connections_without_a_request_are_dropped(idle):
+    for connection in idle:
+        assert connection.recv(1) == b""

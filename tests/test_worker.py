@@ -1,24 +1,13 @@
-"""The workers of the processors, on a real Redis: stops, and a Redis that is away or full."""
+"""The workers of the processors, on a real Redis: stops, and a Redis that is full."""
 
-import os
 import signal
 import sys
 import time
 
 import pytest
-from conftest import NOT_CONNECTED, ROOT, Script, wait_until
-from jobs import (
-    let_jobs_in_hand_look_abandoned,
-    start_processor,
-    start_processors,
-    status,
-)
+from conftest import ROOT, Script, wait_until
+from jobs import QUEUES, queue_sleep, start_processors, status, wait_for_status
 from rq import Queue
-
-QUEUES = {
-    "6_job_processor.py": "push_notification_code",
-    "7_job_processor.py": "push_notification_code_2",
-}
 
 
 @pytest.fixture
@@ -36,47 +25,27 @@ def rq_command():
         script.kill()
 
 
-def states(server):
-    """Return the states of all workers."""
-    keys = server.client.smembers("rq:workers")
-    return [server.client.hget(key, "state") for key in keys]
-
-
-def queue_sleep(server, seconds, *queue_names):
-    """Queue a job that takes some seconds, in each queue (of all processors)."""
-    return [
-        Queue(name, connection=server.rq_connection).enqueue("time.sleep", seconds)
-        for name in queue_names or QUEUES.values()
-    ]
-
-
-def wait_for_status(server, jobs, wanted):
-    wait_until(lambda: {status(server, job) for job in jobs} == {wanted})
-
-
-def start_both(start, server, url=""):
-    return start_processors(start, server, *QUEUES, url=url)
-
-
 # Stopping.
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_processor_finishes_the_job_in_hand(start, redis_server, signum):
-    processors = start_both(start, redis_server)
-    jobs = queue_sleep(redis_server, 0.5)
+def test_a_stopped_processor_finishes_the_job_in_hand(start, redis_server):
+    processors = start_processors(start, redis_server, *QUEUES, *QUEUES)
+    one_at_a_time, two_at_a_time = QUEUES.values()
+    queues = [one_at_a_time] * 2 + [two_at_a_time] * 4  # a job for each worker
+    jobs = queue_sleep(redis_server, 0.5, *queues)
     wait_for_status(redis_server, jobs, "started")
-    for processor in processors:
+    signums = signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGTERM
+    for processor, signum in zip(processors, signums):
         processor.stop(signum)
-    for processor, job in zip(processors, jobs):
+    for processor in processors:
         assert processor.end() == 0
-        assert status(redis_server, job) == "finished"
         assert processor.processes() == []
         assert processor.errors == []
+    assert [status(redis_server, job) for job in jobs] == ["finished"] * 6
 
 
 def test_a_second_ctrl_c_gives_the_job_in_hand_up(start, redis_server):
-    processors = start_both(start, redis_server)
+    processors = start_processors(start, redis_server, *QUEUES)
     jobs = queue_sleep(redis_server, 60)
     wait_for_status(redis_server, jobs, "started")
     for processor in processors:
@@ -91,117 +60,37 @@ def test_a_second_ctrl_c_gives_the_job_in_hand_up(start, redis_server):
     assert [job.get_status() for job in jobs] == ["started", "started"]
 
 
-def test_no_job_is_lost_when_a_processor_is_stopped_under_load(start, redis_server):
+def test_no_job_is_lost_when_processors_are_stopped_under_load(start, redis_server):
+    processors = start_processors(start, redis_server, *QUEUES, *QUEUES, *QUEUES)
     connection = redis_server.rq_connection
     queues = [Queue(name, connection=connection) for name in QUEUES.values()]
     for queue in queues:
-        queue.enqueue_many(Queue.prepare_data("time.time") for _ in range(100))
-    for jobs_left in 80, 50, 20:
-        processors = [start(name, redis_server.url) for name in QUEUES]
-        for queue, processor in zip(queues, processors):
-            wait_until(lambda queue=queue, left=jobs_left: len(queue) < left)
-            processor.stop(signal.SIGINT)
-        for queue, processor in zip(queues, processors):
-            assert processor.end() == 0
-            assert redis_server.client.llen(queue.intermediate_queue_key) == 0
-            assert len(queue) + queue.finished_job_registry.count == 100
+        queue.enqueue_many(Queue.prepare_data("time.time") for _ in range(1000))
+    lefts = 990, 990, 970, 970, 950, 950
+    for processor, queue, left in zip(processors, queues * 3, lefts):
+        wait_until(lambda queue=queue, left=left: len(queue) < left)
+        processor.stop(signal.SIGINT)
+    assert [processor.end() for processor in processors] == [0] * 6
+    for queue in queues:
+        assert redis_server.client.llen(queue.intermediate_queue_key) == 0
+        assert 0 < len(queue) == 1000 - queue.finished_job_registry.count
 
 
-@pytest.mark.parametrize("worker_class", ["PatientWorker", "PatientSimpleWorker"])
-def test_workers_of_the_pool_of_rq_stop_without_losing_a_job(
-    rq_command, redis_server, worker_class
-):
-    queue = Queue("q", connection=redis_server.rq_connection)
-    queue.enqueue_many(Queue.prepare_data("time.time") for _ in range(2000))
-    command = f"worker-pool -n 3 -q -w 6_job_processor.{worker_class} q"
-    pool = rq_command(command, redis_server)
-    wait_until(lambda: queue.finished_job_registry.count > 50, state=pool)
-    pool.stop(signal.SIGINT)
-    pool.end()
-    assert redis_server.client.llen(queue.intermediate_queue_key) == 0
-    assert len(queue) + queue.finished_job_registry.count == 2000
-    assert pool.processes() == []
-
-
-# A Redis that is away.
-
-
-def test_a_processor_outlives_an_absence_of_redis(start, redis_server):
-    processors = start_both(start, redis_server)
-    jobs = queue_sleep(redis_server, 0.5)
-    wait_for_status(redis_server, jobs, "started")
-    redis_server.stop()
-    time.sleep(1)  # the jobs end meanwhile, and their work horses wait to tell
-    redis_server.start()
-    wait_for_status(redis_server, jobs, "finished")
-    wait_for_status(redis_server, queue_sleep(redis_server, 0), "finished")
-    assert [processor.errors for processor in processors] == [[], []]
-
-
-@pytest.mark.parametrize("stopped", [False, True])
-@pytest.mark.parametrize("name", QUEUES)
-def test_a_job_just_taken_when_redis_goes_away_is_run_when_it_is_back(
-    start, redis_server, proxy, name, stopped
-):
-    [processor] = start_processors(start, redis_server, name, url=proxy.url)
-    proxy.away_from = b"HGETALL"  # by which a worker reads the job that it has taken
-    jobs = queue_sleep(redis_server, 0, QUEUES[name])
-    wait_until(lambda: proxy.is_away)
-    assert redis_server.client.llen(f"rq:queue:{QUEUES[name]}:intermediate") == 1
-    if stopped:
-        processor.stop(signal.SIGTERM)
-        time.sleep(0.7)  # in which the workers try again
-    proxy.come_back()
-    wait_for_status(redis_server, jobs, "finished")
-    if stopped:
-        assert processor.end() == 0
-    assert processor.errors == []
-
-
-def test_a_processor_stopped_while_redis_is_away_keeps_the_job_until_it_is_back(
-    start, redis_server
-):
-    processor = start_processor(start, redis_server, "6_job_processor.py")
-    jobs = queue_sleep(redis_server, 0.3, QUEUES["6_job_processor.py"])
-    wait_for_status(redis_server, jobs, "started")
-    redis_server.stop()
-    processor.stop(signal.SIGTERM)
-    time.sleep(1)  # the work horse is done by now, and can't tell
-    assert processor.process.poll() is None
-    redis_server.start()
-    assert processor.end() == 0
-    assert status(redis_server, jobs[0]) == "finished"
-    assert processor.processes() == []
-
-
-def test_a_processor_whose_workers_are_killed_while_redis_is_away_can_be_stopped(
-    start, redis_server
-):
-    processor = start_processor(start, redis_server, "7_job_processor.py")
-    redis_server.stop()
-    for pid in set(processor.processes()) - {processor.process.pid}:
-        os.kill(pid, signal.SIGKILL)
-    processor.wait_for(NOT_CONNECTED, 2)  # by those in their place, which end at once
-    processor.stop(signal.SIGTERM)
-    assert processor.end() == 0
-    assert processor.processes() == []
-
-
-def test_maintenance_waits_until_the_workers_know_that_redis_is_back(
-    start, redis_server
-):
-    # A job in hand, whose worker has given no sign of life for over a minute.
-    processor = start_processor(start, redis_server, "6_job_processor.py")
-    queue_name = QUEUES["6_job_processor.py"]
-    jobs = queue_sleep(redis_server, 2, queue_name)
-    wait_for_status(redis_server, jobs, "started")
-    assert let_jobs_in_hand_look_abandoned(redis_server, queue_name) == 1
-    redis_server.stop()
-    redis_server.start()
-    # A new worker would fail it as abandoned, were it not for the age of Redis.
-    other = start("6_job_processor.py", redis_server.url)
-    wait_for_status(redis_server, jobs, "finished")
-    assert processor.errors == other.errors == []
+def test_workers_of_the_pool_of_rq_stop_without_losing_a_job(rq_command, redis_server):
+    pools = {}
+    for name in "PatientWorker", "PatientSimpleWorker":
+        queue = Queue(name, connection=redis_server.rq_connection)
+        queue.enqueue_many(Queue.prepare_data("time.time") for _ in range(2000))
+        command = f"worker-pool -n 3 -q -w 6_job_processor.{name} {name}"
+        pools[queue] = rq_command(command, redis_server)
+    for queue, pool in pools.items():
+        wait_until(lambda queue=queue: queue.finished_job_registry.count > 50)
+        pool.stop(signal.SIGINT)
+    for queue, pool in pools.items():
+        pool.end()
+        assert pool.processes() == []
+        assert redis_server.client.llen(queue.intermediate_queue_key) == 0
+        assert len(queue) + queue.finished_job_registry.count == 2000
 
 
 # A Redis that is full.

@@ -1,0 +1,333 @@
+"""A Redis that is away, or silent: every script goes on when it is back, or ends.
+
+These scenarios mostly wait, for seconds. So some of them run at a time, each in a thread;
+`scenario` collects them, and the test at the end looks at what became of each.
+"""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+import redis
+from conftest import (
+    CONNECTED,
+    NOT_CONNECTED,
+    Proxy,
+    ends_not_connected,
+    free_port,
+    port_of,
+    starting_redis,
+    starting_scripts,
+    wait_until,
+)
+from jobs import (
+    QUEUES,
+    let_jobs_in_hand_look_abandoned,
+    queue_sleep,
+    start_processor,
+    start_processors,
+    status,
+    wait_for_status,
+)
+from rq import Queue
+from test_every_script import (
+    AT_WORK,
+    ENDING,
+    SCRIPTS,
+    SYNC_AND_ASYNC,
+    start_all_until_at_work,
+)
+
+LIMIT = 15  # seconds in which a script goes on by itself
+SCENARIOS = []  # the longest first
+
+
+def scenario(function: Callable) -> Callable:
+    SCENARIOS.append(function)
+    return function
+
+
+# A Redis that falls silent, or was so from the start, as when a cable is cut.
+
+# What runs for long, each on a database of its own: no processor takes a creator's jobs.
+DATABASES = {
+    "5_subscriber.py": 0,
+    "6_job_processor.py": 1,
+    "7_job_processor.py": 2,
+    "6_job_creator.py": 3,
+    "7_job_creator.py": 4,
+    "9_stock.py": 5,
+}
+
+
+@scenario
+def every_script_goes_on_when_its_connection_falls_silent(start, start_redis):
+    server = start_redis()
+    with closing(Proxy(server.port)) as proxy:
+        scripts = {
+            name: start(name, f"{proxy.url}/{number}", PORT="0")
+            for name, number in DATABASES.items()
+        }
+        scripts["5_subscriber.py"].wait_for(CONNECTED)
+        scripts["6_job_creator.py"].wait_for("created")
+        scripts["7_job_creator.py"].wait_for("created", 11)
+        port = port_of(scripts["9_stock.py"])
+
+        def waits(count):
+            return server.client.info("clients")["blocked_clients"] == count
+
+        wait_until(lambda: waits(5))  # two creators, three workers
+        proxy.fall_silent()
+        # What arrives before goes to a wait in which Redis still believes.
+        wait_until(lambda: waits(0))
+        all_go_on(scripts, server, port, time.monotonic() + LIMIT)
+
+
+def all_go_on(scripts, server, port, end):
+    def in_time(condition, script):
+        wait_until(condition, end - time.monotonic(), script)
+
+    connections = {
+        name: redis.Redis(port=server.port, db=number)
+        for name, number in DATABASES.items()
+    }
+    jobs = [
+        Queue(queue, connection=connections[name]).enqueue("time.time")
+        for name, queue in QUEUES.items()
+    ]
+    creators = "6_job_creator.py", "7_job_creator.py"
+    for name in creators:
+        connections[name].delete(*connections[name].keys("rq:job:*"))
+    url = f"http://127.0.0.1:{port}/list_products/1"
+    with suppress(HTTPError):  # 503, while the silent connection is not given up
+        urlopen(url, timeout=LIMIT)
+    with urlopen(url, timeout=LIMIT) as answer:
+        assert answer.status == 200
+    in_time(lambda: all(job.is_finished for job in jobs), scripts["6_job_processor.py"])
+    for name in creators:
+        script = scripts[name]
+        in_time(lambda script=script: script.process.poll() == 0, script)
+        script.end()
+        assert "failed" in script.lines[-1]
+    script = scripts["5_subscriber.py"]
+    in_time(lambda: script.lines.count(CONNECTED) == 2, script)
+    server.client.publish("holberton school channel", "KILL_SERVER")
+    assert script.end() == 0
+    assert all(each.errors == [] for name, each in scripts.items() if name[0] != "9")
+
+
+@scenario
+def a_redis_that_does_not_answer_is_not_waited_for(start, start_redis):
+    with socket.create_server(("127.0.0.1", 0)) as silent, ExitStack() as connections:
+        address = f"//127.0.0.1:{silent.getsockname()[1]}"
+        scripts = [start(name, f"redis:{address}", PORT="0") for name in ENDING]
+        scripts += [start(name, f"rediss:{address}") for name in SYNC_AND_ASYNC]
+        silent.settimeout(LIMIT)
+        for _ in scripts:
+            connections.enter_context(silent.accept()[0])
+        end = time.monotonic() + 8  # redis-py waits for 5 s, RQ would for 11 s
+        for script in scripts:
+            ends_not_connected(script, end - time.monotonic())
+
+
+# The subscriber.
+
+
+@scenario
+def subscriber_keeps_trying_until_redis_is_there(start, start_redis):
+    port = free_port()
+    subscriber = start("5_subscriber.py", f"redis://127.0.0.1:{port}")
+    subscriber.wait_for(NOT_CONNECTED)
+    server = start_redis(port=port)
+    subscriber.wait_for(CONNECTED)
+    server.client.publish("holberton school channel", "KILL_SERVER")
+    assert subscriber.end() == 0
+    assert subscriber.lines[-2:] == [CONNECTED, "KILL_SERVER"]
+    assert {line.startswith(NOT_CONNECTED) for line in subscriber.lines[:-2]} == {True}
+
+
+@scenario
+def subscriber_outlives_a_redis_restart(start, start_redis):
+    server = start_redis()
+    subscriber = start("5_subscriber.py", server.url)
+    subscriber.wait_for(CONNECTED)
+    server.stop()
+    subscriber.wait_for(NOT_CONNECTED)
+    server.start()
+    subscriber.wait_for(CONNECTED, 2)
+    server.client.publish("holberton school channel", "KILL_SERVER")
+    assert subscriber.end() == 0
+    assert subscriber.errors == []
+
+
+@scenario
+def subscriber_lost_by_redis_reconnects(start, start_redis):
+    server = start_redis()
+    subscriber = start("5_subscriber.py", server.url)
+    subscriber.wait_for(CONNECTED)
+    server.client.client_kill_filter(_type="pubsub")
+    subscriber.wait_for(CONNECTED, 2)
+    server.client.publish("holberton school channel", "KILL_SERVER")
+    assert subscriber.end() == 0
+
+
+# The workers of the processors.
+
+
+@scenario
+def a_processor_outlives_an_absence_of_redis(start, start_redis):
+    server = start_redis()
+    processors = start_processors(start, server, *QUEUES)
+    jobs = queue_sleep(server, 0.5)
+    wait_for_status(server, jobs, "started")
+    server.stop()
+    time.sleep(1)  # the jobs end meanwhile, and their work horses wait to tell
+    server.start()
+    wait_for_status(server, jobs, "finished")
+    wait_for_status(server, queue_sleep(server, 0), "finished")
+    assert [processor.errors for processor in processors] == [[], []]
+
+
+@scenario
+def a_job_just_taken_when_redis_goes_away_is_run_when_it_is_back(
+    start, start_redis, stop=False
+):
+    server = start_redis()
+    with ExitStack() as stack:
+        proxies = [stack.enter_context(closing(Proxy(server.port))) for _ in QUEUES]
+        processors = []
+        for name, proxy in zip(QUEUES, proxies):
+            processors += start_processors(start, server, name, url=proxy.url)
+            proxy.away_from = b"HGETALL"  # by which a worker reads the job it has taken
+        jobs = queue_sleep(server, 0)
+        wait_until(lambda: all(proxy.is_away for proxy in proxies))
+        for queue in QUEUES.values():
+            assert server.client.llen(f"rq:queue:{queue}:intermediate") == 1
+        if stop:
+            for processor in processors:
+                processor.stop(signal.SIGTERM)
+            time.sleep(0.7)  # in which the workers try again
+        for proxy in proxies:
+            proxy.come_back()
+        wait_for_status(server, jobs, "finished")
+        if stop:
+            assert [processor.end() for processor in processors] == [0, 0]
+        assert [processor.errors for processor in processors] == [[], []]
+
+
+@scenario
+def a_processor_stopped_with_a_job_just_taken_runs_it_when_redis_is_back(
+    start, start_redis
+):
+    a_job_just_taken_when_redis_goes_away_is_run_when_it_is_back(
+        start, start_redis, stop=True
+    )
+
+
+@scenario
+def a_processor_stopped_while_redis_is_away_keeps_the_job_until_it_is_back(
+    start, start_redis
+):
+    server = start_redis()
+    processor = start_processor(start, server, "6_job_processor.py")
+    jobs = queue_sleep(server, 0.3, QUEUES["6_job_processor.py"])
+    wait_for_status(server, jobs, "started")
+    server.stop()
+    processor.stop(signal.SIGTERM)
+    time.sleep(1)  # the work horse is done by now, and can't tell
+    assert processor.process.poll() is None
+    server.start()
+    assert processor.end() == 0
+    assert status(server, jobs[0]) == "finished"
+    assert processor.processes() == []
+
+
+@scenario
+def a_processor_whose_workers_are_killed_while_redis_is_away_can_be_stopped(
+    start, start_redis
+):
+    server = start_redis()
+    processor = start_processor(start, server, "7_job_processor.py")
+    server.stop()
+    for pid in set(processor.processes()) - {processor.process.pid}:
+        os.kill(pid, signal.SIGKILL)
+    processor.wait_for(NOT_CONNECTED, 2)  # by those in their place, which end at once
+    processor.stop(signal.SIGTERM)
+    assert processor.end() == 0
+    assert processor.processes() == []
+
+
+@scenario
+def maintenance_waits_until_the_workers_know_that_redis_is_back(start, start_redis):
+    server = start_redis()
+    # A job in hand, whose worker has given no sign of life for over a minute.
+    processor = start_processor(start, server, "6_job_processor.py")
+    queue_name = QUEUES["6_job_processor.py"]
+    jobs = queue_sleep(server, 2, queue_name)
+    wait_for_status(server, jobs, "started")
+    assert let_jobs_in_hand_look_abandoned(server, queue_name) == 1
+    server.stop()
+    server.start()
+    # A new worker would fail it as abandoned, were it not for the age of Redis.
+    other = start("6_job_processor.py", server.url)
+    wait_for_status(server, jobs, "finished")
+    assert processor.errors == other.errors == []
+
+
+# Every script.
+
+
+@scenario
+def without_redis_there_is_one_line_and_status_1(start, start_redis):
+    address = f"127.0.0.1:{free_port()}"
+    for url, names, reason in [
+        (f"redis://{address}", ENDING, "connecting to 127.0.0.1"),
+        (address, SCRIPTS, "redis://"),
+        ("redis://127.0.0.1:port", SYNC_AND_ASYNC, "'port'"),
+        (f"redis://{address}?x=1", SYNC_AND_ASYNC, "'x'"),
+        (f"rediss://{address}", SYNC_AND_ASYNC, "connecting to 127.0.0.1"),
+    ]:
+        for script in [start(name, url, PORT="0") for name in names]:
+            assert reason in ends_not_connected(script, 8)  # all start at once
+
+
+@scenario
+def every_script_can_be_stopped(start, start_redis):
+    server = start_redis()
+    scripts = start_all_until_at_work(start, server, list(AT_WORK))
+    server.stop()
+    for script in scripts:
+        script.stop(signal.SIGINT)
+    for script in scripts:
+        script.end(timeout=5)
+        assert script.processes() == []
+        assert "Traceback" not in "\n".join(script.errors)
+
+
+@pytest.fixture(scope="module")
+def outcomes(request, tmp_path_factory):
+    """The chosen scenarios, as futures. Four run at a time."""
+
+    def play(scenario, folder):
+        with starting_scripts() as start, starting_redis(folder) as start_redis:
+            scenario(start, start_redis)
+
+    items = [item for item in request.session.items if item.originalname == "test_that"]
+    chosen = [item.callspec.params["scenario"] for item in items]
+    with ThreadPoolExecutor(4) as pool:
+        yield {
+            scenario: pool.submit(play, scenario, tmp_path_factory.mktemp("redis"))
+            for scenario in chosen
+        }
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda each: each.__name__)
+def test_that(scenario, outcomes):
+    outcomes[scenario].result()
