@@ -25,6 +25,8 @@ sys.path.insert(0, str(ROOT))
 CONNECTED = "Redis client connected to the server"
 NOT_CONNECTED = "Redis client not connected to the server: "
 
+interrupted = threading.Event()  # set, it lets all that waits in threads give up
+
 
 def wait_until(
     condition: Callable[[], object], timeout: float = 10, state: object = ""
@@ -37,7 +39,8 @@ def wait_until(
     while not (value := condition()):
         if time.monotonic() > end:
             pytest.fail(f"not within {timeout} s; {state}")
-        time.sleep(0.01)
+        if interrupted.wait(0.01):
+            pytest.fail("interrupted")
     return value
 
 
@@ -116,10 +119,10 @@ class Script:
 
     def end(self, timeout: float = 10) -> int:
         """Wait until the script ends by itself, and return its exit status."""
-        status = self.process.wait(timeout)
+        wait_until(lambda: self.process.poll() is not None, timeout, self)
         for reader in self._readers:
             reader.join(timeout)
-        return status
+        return self.process.returncode
 
     def stop(self, signum: int) -> None:
         """Send a signal: Ctrl-C to the whole foreground group, as a terminal does."""
@@ -135,7 +138,7 @@ class Script:
         for pid in self.processes():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.end()
+        self.process.wait()
 
 
 @contextmanager
@@ -163,7 +166,7 @@ def start() -> Iterator[Callable[..., Script]]:
         yield start
 
 
-def ends_not_connected(script: Script, timeout: float = 4) -> str:
+def ends_not_connected(script: Script, timeout: float = 8) -> str:
     """Make sure that a script says in one line, and with status 1, that Redis is away.
 
     Returns the reason that it gives. `timeout` is for the start and the one attempt.
@@ -202,6 +205,7 @@ class RedisServer:
                 *("--dir", str(self.folder), *self.options),
             ],
             stdout=subprocess.DEVNULL,
+            start_new_session=True,  # a Ctrl-C is for the tests, which end it in order
         )
         try:
             wait_until(self._answers)
@@ -283,66 +287,11 @@ def run(fake_redis, capsys) -> Iterator[Callable[[str], list[str]]]:
     signal.signal(signal.SIGINT, handler)
 
 
-class Proxy:
-    """Forwards connections to a Redis, falls silent, or is away from a command on."""
-
-    def __init__(self, port: int):
-        self.server = socket.create_server(("127.0.0.1", 0))
-        self.url = f"redis://127.0.0.1:{self.server.getsockname()[1]}"
-        self.port = port
-        self.silent: set[socket.socket] = set()
-        self.away_from = b""  # the first command that is not forwarded, if any
-        self.is_away = False
-        self._open: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def fall_silent(self) -> None:
-        """Forward nothing more of the connections there are; later ones work."""
-        self.silent.update(self._open)
-
-    def come_back(self) -> None:
-        self.away_from, self.is_away = b"", False
-
-    def close(self) -> None:
-        self.server.close()
-        self._close_all()
-
-    def _close_all(self) -> None:
-        for connection in self._open:
-            with suppress(OSError):  # its client has closed it
-                connection.shutdown(socket.SHUT_RDWR)
-
-    def _accept(self) -> None:
-        with suppress(OSError):  # the proxy is closed
-            while True:
-                client, _ = self.server.accept()
-                if self.is_away:
-                    client.close()
-                    continue
-                redis_side = socket.create_connection(("127.0.0.1", self.port))
-                self._open += client, redis_side
-                for pair in (client, redis_side), (redis_side, client):
-                    threading.Thread(target=self._pump, args=pair, daemon=True).start()
-
-    def _pump(self, source: socket.socket, target: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                if self.away_from and self.away_from in data:
-                    self.is_away = True
-                    self._close_all()
-                if source not in self.silent:
-                    target.sendall(data)
-            if source not in self.silent:
-                target.shutdown(socket.SHUT_WR)
-
-
 @pytest.fixture(scope="module")
 def shared_redis(tmp_path_factory) -> Iterator[RedisServer]:
     """A Redis for all tests of a file: they leave it as it was, or empty it first."""
-    require_redis_server()
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.stop()
+    with starting_redis(tmp_path_factory.mktemp("redis")) as start_redis:
+        yield start_redis()
 
 
 def port_of(script: Script) -> int:

@@ -3,11 +3,9 @@
 import http.client
 import importlib
 import json
-import signal
 import socket
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from email.message import Message
 from email.parser import Parser
 from threading import Barrier
@@ -94,16 +92,6 @@ def get_at_once(port: int, paths: list[str]) -> list[Answer]:
     count = len(paths)
     with ThreadPoolExecutor(count, initializer=Barrier(count).wait) as pool:
         return list(pool.map(get, [port] * count, paths))
-
-
-@contextmanager
-def frozen(redis: RedisServer) -> Iterator[None]:
-    """Make a Redis hang: it accepts connections and never answers."""
-    redis.process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        redis.process.send_signal(signal.SIGCONT)
 
 
 def waiting(redis: RedisServer) -> int:

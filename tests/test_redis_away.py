@@ -1,12 +1,14 @@
 """A Redis that is away, or silent: every script goes on when it is back, or ends.
 
-These scenarios mostly wait, for seconds. So some of them run at a time, each in a thread;
-`scenario` collects them, and the test at the end looks at what became of each.
+These scenarios mostly wait, for seconds. So four of them run at a time, each in a thread;
+`scenario` collects them, and the test at the end looks at what became of each. What one
+prints is captured with the test that pytest is at just then: `pytest -s` shows it.
 """
 
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +21,9 @@ import redis
 from conftest import (
     CONNECTED,
     NOT_CONNECTED,
-    Proxy,
     ends_not_connected,
     free_port,
+    interrupted,
     port_of,
     starting_redis,
     starting_scripts,
@@ -37,16 +39,10 @@ from jobs import (
     wait_for_status,
 )
 from rq import Queue
-from test_every_script import (
-    AT_WORK,
-    ENDING,
-    SCRIPTS,
-    SYNC_AND_ASYNC,
-    start_all_until_at_work,
-)
+from scripts import AT_WORK, ENDING, SCRIPTS, SYNC_AND_ASYNC, start_until_at_work
 
 LIMIT = 15  # seconds in which a script goes on by itself
-SCENARIOS = []  # the longest first
+SCENARIOS = []  # the two longest first
 
 
 def scenario(function: Callable) -> Callable:
@@ -54,36 +50,76 @@ def scenario(function: Callable) -> Callable:
     return function
 
 
-# A Redis that falls silent, or was so from the start, as when a cable is cut.
+class Proxy:
+    """Forwards connections to a Redis, falls silent, or is away from a command on."""
 
-# What runs for long, each on a database of its own: no processor takes a creator's jobs.
-DATABASES = {
-    "5_subscriber.py": 0,
-    "6_job_processor.py": 1,
-    "7_job_processor.py": 2,
-    "6_job_creator.py": 3,
-    "7_job_creator.py": 4,
-    "9_stock.py": 5,
-}
+    def __init__(self, port: int):
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self.server.getsockname()[1]}"
+        self.port = port
+        self.silent: set[socket.socket] = set()
+        self.away_from = b""  # the first command that is not forwarded, if any
+        self.is_away = False
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def fall_silent(self) -> None:
+        """Forward nothing more of the connections there are; later ones work."""
+        self.silent.update(self._open)
+
+    def come_back(self) -> None:
+        self.away_from, self.is_away = b"", False
+
+    def close(self) -> None:
+        with suppress(OSError):  # macOS refuses this, and needs only the close
+            self.server.shutdown(socket.SHUT_RDWR)  # or the thread accepts for ever
+        self.server.close()
+        self._close_all()
+
+    def _close_all(self) -> None:
+        for connection in self._open:
+            with suppress(OSError):  # its client has closed it
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # the proxy is closed
+            while True:
+                client, _ = self.server.accept()
+                if self.is_away:
+                    client.close()
+                    continue
+                redis_side = socket.create_connection(("127.0.0.1", self.port))
+                self._open += client, redis_side
+                for pair in (client, redis_side), (redis_side, client):
+                    threading.Thread(target=self._pump, args=pair, daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if self.away_from and self.away_from in data:
+                    self.is_away = True
+                    self._close_all()
+                if source not in self.silent:
+                    target.sendall(data)
+            if source not in self.silent:
+                target.shutdown(socket.SHUT_WR)
+
+
+# A Redis that falls silent, or was so from the start, as when a cable is cut.
 
 
 @scenario
 def every_script_goes_on_when_its_connection_falls_silent(start, start_redis):
     server = start_redis()
     with closing(Proxy(server.port)) as proxy:
-        scripts = {
-            name: start(name, f"{proxy.url}/{number}", PORT="0")
-            for name, number in DATABASES.items()
-        }
-        scripts["5_subscriber.py"].wait_for(CONNECTED)
-        scripts["6_job_creator.py"].wait_for("created")
-        scripts["7_job_creator.py"].wait_for("created", 11)
+        started = start_until_at_work(start, proxy.url, AT_WORK)
+        scripts = {script.name: script for script in started}
         port = port_of(scripts["9_stock.py"])
 
         def waits(count):
             return server.client.info("clients")["blocked_clients"] == count
 
-        wait_until(lambda: waits(5))  # two creators, three workers
+        wait_until(lambda: waits(6))  # three creators, three workers
         proxy.fall_silent()
         # What arrives before goes to a wait in which Redis still believes.
         wait_until(lambda: waits(0))
@@ -96,13 +132,13 @@ def all_go_on(scripts, server, port, end):
 
     connections = {
         name: redis.Redis(port=server.port, db=number)
-        for name, number in DATABASES.items()
+        for number, name in enumerate(AT_WORK)
     }
     jobs = [
         Queue(queue, connection=connections[name]).enqueue("time.time")
         for name, queue in QUEUES.items()
     ]
-    creators = "6_job_creator.py", "7_job_creator.py"
+    creators = "6_job_creator.py", "7_job_creator.py", "8_job.py"
     for name in creators:
         connections[name].delete(*connections[name].keys("rq:job:*"))
     url = f"http://127.0.0.1:{port}/list_products/1"
@@ -270,13 +306,14 @@ def maintenance_waits_until_the_workers_know_that_redis_is_back(start, start_red
     # A job in hand, whose worker has given no sign of life for over a minute.
     processor = start_processor(start, server, "6_job_processor.py")
     queue_name = QUEUES["6_job_processor.py"]
-    jobs = queue_sleep(server, 2, queue_name)
+    jobs = queue_sleep(server, 4, queue_name)
     wait_for_status(server, jobs, "started")
     assert let_jobs_in_hand_look_abandoned(server, queue_name) == 1
     server.stop()
     server.start()
     # A new worker would fail it as abandoned, were it not for the age of Redis.
-    other = start("6_job_processor.py", server.url)
+    other = start_processor(start, server, "6_job_processor.py")
+    assert status(server, jobs[0]) == "started"  # it has come in time to do so
     wait_for_status(server, jobs, "finished")
     assert processor.errors == other.errors == []
 
@@ -295,13 +332,13 @@ def without_redis_there_is_one_line_and_status_1(start, start_redis):
         (f"rediss://{address}", SYNC_AND_ASYNC, "connecting to 127.0.0.1"),
     ]:
         for script in [start(name, url, PORT="0") for name in names]:
-            assert reason in ends_not_connected(script, 8)  # all start at once
+            assert reason in ends_not_connected(script)
 
 
 @scenario
-def every_script_can_be_stopped(start, start_redis):
+def ctrl_c_ends_every_script_that_works_or_waits(start, start_redis):
     server = start_redis()
-    scripts = start_all_until_at_work(start, server, list(AT_WORK))
+    scripts = start_until_at_work(start, server.url, AT_WORK)
     server.stop()
     for script in scripts:
         script.stop(signal.SIGINT)
@@ -315,19 +352,22 @@ def every_script_can_be_stopped(start, start_redis):
 def outcomes(request, tmp_path_factory):
     """The chosen scenarios, as futures. Four run at a time."""
 
-    def play(scenario, folder):
+    def play(function, folder):
         with starting_scripts() as start, starting_redis(folder) as start_redis:
-            scenario(start, start_redis)
+            function(start, start_redis)
 
-    items = [item for item in request.session.items if item.originalname == "test_that"]
-    chosen = [item.callspec.params["scenario"] for item in items]
-    with ThreadPoolExecutor(4) as pool:
-        yield {
-            scenario: pool.submit(play, scenario, tmp_path_factory.mktemp("redis"))
-            for scenario in chosen
-        }
+    items = [item for item in request.session.items if item.path == request.path]
+    chosen = [item.callspec.params["function"] for item in items]
+    pool = ThreadPoolExecutor(4)
+    yield {
+        function: pool.submit(play, function, tmp_path_factory.mktemp("redis"))
+        for function in chosen
+    }
+    interrupted.set()  # after Ctrl-C, or the first failure with -x
+    pool.shutdown(cancel_futures=True)
+    interrupted.clear()
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda each: each.__name__)
-def test_that(scenario, outcomes):
-    outcomes[scenario].result()
+@pytest.mark.parametrize("function", SCENARIOS, ids=lambda each: each.__name__)
+def test_that(function, outcomes):
+    outcomes[function].result()

@@ -15,12 +15,11 @@ from socketserver import BaseRequestHandler, ThreadingTCPServer
 from threading import Barrier, Event, Thread
 
 import pytest
-from conftest import ROOT, Script, free_port, port_of, wait_until
+from conftest import ROOT, RedisServer, Script, free_port, port_of, wait_until
 from stock_service import (
     AWAY,
     QUANTITIES,
     confirmed,
-    frozen,
     get,
     get_at_once,
     left,
@@ -126,6 +125,16 @@ def test_a_restart_of_redis_between_two_requests_shows_nowhere(serve, redis_serv
     answers = get_at_once(port, ["/list_products/1"] * 20)
     assert {answer.body for answer in answers} == {left(1, 3)}
     assert script.errors == []
+
+
+@contextmanager
+def frozen(redis: RedisServer) -> Iterator[None]:
+    """Make a Redis hang: it accepts connections and never answers."""
+    redis.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        redis.process.send_signal(signal.SIGCONT)
 
 
 def test_redis_that_hangs_is_503_for_that_time(serve, redis_server):

@@ -31,7 +31,7 @@ def rq_command():
 def test_a_stopped_processor_finishes_the_job_in_hand(start, redis_server):
     processors = start_processors(start, redis_server, *QUEUES, *QUEUES)
     one_at_a_time, two_at_a_time = QUEUES.values()
-    queues = [one_at_a_time] * 2 + [two_at_a_time] * 4  # a job for each worker
+    queues = [one_at_a_time] * 2 + [two_at_a_time] * 3  # one of six workers is idle
     jobs = queue_sleep(redis_server, 0.5, *queues)
     wait_for_status(redis_server, jobs, "started")
     signums = signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGTERM
@@ -41,7 +41,7 @@ def test_a_stopped_processor_finishes_the_job_in_hand(start, redis_server):
         assert processor.end() == 0
         assert processor.processes() == []
         assert processor.errors == []
-    assert [status(redis_server, job) for job in jobs] == ["finished"] * 6
+    assert [status(redis_server, job) for job in jobs] == ["finished"] * 5
 
 
 def test_a_second_ctrl_c_gives_the_job_in_hand_up(start, redis_server):
@@ -90,7 +90,7 @@ def test_workers_of_the_pool_of_rq_stop_without_losing_a_job(rq_command, redis_s
         pool.end()
         assert pool.processes() == []
         assert redis_server.client.llen(queue.intermediate_queue_key) == 0
-        assert len(queue) + queue.finished_job_registry.count == 2000
+        assert 0 < len(queue) == 2000 - queue.finished_job_registry.count
 
 
 # A Redis that is full.
