@@ -24,11 +24,10 @@ AT_WORK = {
 }
 
 
-def is_at_work(script: Script, url: str) -> bool:
+def is_at_work(script: Script, client: redis.Redis) -> bool:
     """Tell whether a script has got so far that it works or waits."""
     if text := AT_WORK[script.name]:
         return any(text in line for line in script.lines)
-    client = redis.Redis.from_url(url, decode_responses=True)
     states = [client.hget(key, "state") for key in client.smembers("rq:workers")]
     return states == ["idle"] * (2 if script.name == "7_job_processor.py" else 1)
 
@@ -43,5 +42,6 @@ def start_until_at_work(
     urls = [f"{server}/{number}" for number in range(len(names))]
     scripts = [start(name, url, PORT="0") for name, url in zip(names, urls)]
     for script, url in zip(scripts, urls):
-        wait_until(partial(is_at_work, script, url), state=script)
+        with redis.Redis.from_url(url, decode_responses=True) as client:
+            wait_until(partial(is_at_work, script, client), state=script)
     return scripts

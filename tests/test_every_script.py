@@ -8,6 +8,7 @@ import sys
 import pytest
 from conftest import ROOT, ends_not_connected, free_port
 from scripts import AT_WORK, SCRIPTS, SYNC_AND_ASYNC, start_until_at_work
+from stock_service import confirmed, get
 
 EXERCISE_END = "# The exercise ends here"
 
@@ -42,7 +43,7 @@ assert signal.getsignal(signal.SIGINT) is handler
     ("user", "names", "reason"),
     [
         ("", SCRIPTS, "authenticate"),
-        (":wrong@", SYNC_AND_ASYNC, "password"),
+        (":wrong@", [*SYNC_AND_ASYNC, "9_stock.py"], "password"),
         ("nobody:secret@", SYNC_AND_ASYNC, "password"),
     ],
 )
@@ -57,7 +58,8 @@ def test_a_password_in_the_url_is_used(start, serve, start_redis):
     server = start_redis("--requirepass", "secret")
     url = server.url.replace("//", "//:secret@")
     scripts = [start(name, url) for name in SYNC_AND_ASYNC]
-    serve(url)
+    _, port = serve(url)
+    assert get(port, "/reserve_product/1").body == confirmed(1)
     assert [script.end() for script in scripts] == [0, 0]
 
 

@@ -180,7 +180,7 @@ def a_redis_that_does_not_answer_is_not_waited_for(start, start_redis):
 def subscriber_keeps_trying_until_redis_is_there(start, start_redis):
     port = free_port()
     subscriber = start("5_subscriber.py", f"redis://127.0.0.1:{port}")
-    subscriber.wait_for(NOT_CONNECTED)
+    subscriber.wait_for(NOT_CONNECTED, 2)
     server = start_redis(port=port)
     subscriber.wait_for(CONNECTED)
     server.client.publish("holberton school channel", "KILL_SERVER")
@@ -195,7 +195,7 @@ def subscriber_outlives_a_redis_restart(start, start_redis):
     subscriber = start("5_subscriber.py", server.url)
     subscriber.wait_for(CONNECTED)
     server.stop()
-    subscriber.wait_for(NOT_CONNECTED)
+    subscriber.wait_for(NOT_CONNECTED, 2)
     server.start()
     subscriber.wait_for(CONNECTED, 2)
     server.client.publish("holberton school channel", "KILL_SERVER")
@@ -368,6 +368,6 @@ def outcomes(request, tmp_path_factory):
     interrupted.clear()
 
 
-@pytest.mark.parametrize("function", SCENARIOS, ids=lambda each: each.__name__)
+@pytest.mark.parametrize("function", SCENARIOS)
 def test_that(function, outcomes):
     outcomes[function].result()

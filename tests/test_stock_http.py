@@ -3,28 +3,24 @@
 import http.client
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from conftest import ROOT, Script, port_of
+from conftest import Script, port_of, starting_scripts
 from stock_service import ALL, LINE, confirmed, exchange, get, left, send
 
 
 @pytest.fixture(scope="module")
 def service(shared_redis) -> Iterator[tuple[Script, int]]:
     """One service for all the abuse; what it must not say is looked for at the end."""
-    command = sys.executable, str(ROOT / "9_stock.py")
-    script = Script(*command, REDIS_URL=shared_redis.url, PORT="0")
-    try:
+    with starting_scripts() as start:
+        script = start("9_stock.py", shared_redis.url, PORT="0")
         yield script, port_of(script)
         script.stop(signal.SIGTERM)
         assert script.end() == 0
         assert len(script.lines) == 1
         assert "Traceback" not in "\n".join(script.errors)
-    finally:
-        script.kill()
 
 
 ABUSE = {

@@ -15,7 +15,15 @@ from socketserver import BaseRequestHandler, ThreadingTCPServer
 from threading import Barrier, Event, Thread
 
 import pytest
-from conftest import ROOT, RedisServer, Script, free_port, port_of, wait_until
+from conftest import (
+    ROOT,
+    RedisServer,
+    Script,
+    free_port,
+    port_of,
+    starting_scripts,
+    wait_until,
+)
 from stock_service import (
     AWAY,
     QUANTITIES,
@@ -45,12 +53,8 @@ def serving(server: str, url: str) -> Iterator[list[int]]:
             wait_until(lambda: listens(port))
             yield [port]
         else:
-            scripts = [
-                Script(sys.executable, str(ROOT / server), REDIS_URL=url, PORT="0")
-                for _ in range(2)
-            ]
-            for script in scripts:
-                stack.callback(script.kill)
+            start = stack.enter_context(starting_scripts())
+            scripts = [start(server, url, PORT="0") for _ in range(2)]
             yield [port_of(script) for script in scripts]
 
 

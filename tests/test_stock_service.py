@@ -22,17 +22,21 @@ from stock_service import AWAY, LINE, TABLE, get, listens, waiting
 
 
 @pytest.fixture(scope="module", autouse=True)
-def idle(shared_redis: RedisServer) -> Iterator[list[socket.socket]]:
-    """Two hundred connections without a whole request, from the first test on."""
+def idle(shared_redis: RedisServer) -> Iterator[tuple[Script, list[socket.socket]]]:
+    """A service, and two hundred connections without a whole request to it.
+
+    They are there from the first test on.
+    """
     with starting_scripts() as start, ExitStack() as stack:
-        port = port_of(start("9_stock.py", shared_redis.url, PORT="0"))
+        script = start("9_stock.py", shared_redis.url, PORT="0")
+        port = port_of(script)
         connections = []
         for begin in [b"", b"GET /lis", b"GET /%bX: " % LINE, b"GET /%b" % LINE] * 50:
             connection = socket.create_connection(("127.0.0.1", port), timeout=8)
             connections.append(stack.enter_context(connection))
             connection.sendall(begin)
         assert get(port, "/list_products").status == 200  # nobody waits for them
-        yield connections
+        yield script, connections
 
 
 def test_the_process_answers_by_the_table_as_well(serve, redis_server, tmp_path):
@@ -220,5 +224,7 @@ def test_one_ctrl_c_ends_it_whatever_a_client_sends(serve, shared_redis, data):
 
 
 def test_connections_without_a_request_are_dropped(idle):
-    for connection in idle:
+    script, connections = idle
+    for connection in connections:
         assert connection.recv(1) == b""
+    assert script.errors == []
