@@ -4,13 +4,16 @@ The other scripts take `create_client` and `run` from here: this is the one plac
 knows how to reach Redis, and how a script runs and ends.
 """
 
+import io
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 import redis
+import redis.asyncio
 
 CONNECTED = "Redis client connected to the server"
 
@@ -18,15 +21,14 @@ CONNECTED = "Redis client connected to the server"
 def create_client(
     client_class: type = redis.Redis, **options
 ) -> redis.Redis | redis.asyncio.Redis:
-    """Return a client of the Redis at `REDIS_URL`. It connects when it is first used.
+    """Return a client of the Redis at `REDIS_URL`. Twin of `redis.createClient()`.
 
-    `client_class` is `redis.Redis` or `redis.asyncio.Redis`; `options` are those of
-    its constructor. Twin of `redis.createClient()`.
+    It connects when it is first used. `options` are those of `client_class`.
     """
     return client_class.from_url(redis_url(), **DEFAULTS | options)
 
 
-def print_not_connected(error: Exception) -> None:
+def print_not_connected(error: object) -> None:
     """Print why Redis can't be reached. Twin of the client's `error` event."""
     print(f"Redis client not connected to the server: {error}")
 
@@ -39,35 +41,105 @@ def main() -> None:
 
 # The exercise ends here. What follows is how every script reaches Redis, runs and ends.
 
-DEFAULTS = {"socket_connect_timeout": 0.5}  # seconds; for an answer redis-py waits 5
+DEFAULTS = {
+    # In seconds. For an answer, redis-py waits for 5.
+    "socket_connect_timeout": 0.5,
+    # By itself redis-py greets with HELLO, which Redis 5 does not know.
+    "protocol": 2,
+    # A new connection need not say which library made it.
+    "driver_info": None,
+}
+
+# For a service whose own clients wait. A command is tried once: what redis-py tries
+# again while it watches a key, it reports as a `WatchError`, as if the key had changed.
+ANSWER_AT_ONCE = {
+    "socket_timeout": 0.5,
+    "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 0, supported_errors=()),
+    # By itself redis-py has 100 connections, and refuses the 101st client.
+    "max_connections": 10_000,
+}
+
+# What redis-py raises while Redis is away or silent, and when it is there but refuses.
+AWAY = (redis.ConnectionError, redis.TimeoutError)
+REFUSED = redis.ResponseError
+
+# What all scripts tell on standard error, beside what RQ does.
+logger = logging.getLogger(__name__)
+
+MALFORMED = (
+    "REDIS_URL is malformed: it must be like redis://USER:PASSWORD@HOST:PORT/DATABASE, "
+    "with %-escapes for special characters (%40 for @, %2F for /, %23 for #, %3F for ?)"
+)
 
 
 def redis_url() -> str:
     """Return `REDIS_URL`. A malformed one ends the script, like an unreachable Redis."""
     url = os.environ.get("REDIS_URL", "redis://localhost:6379")
-    try:
-        redis.ConnectionPool.from_url(url).make_connection()  # connects to nothing yet
-    except (ValueError, TypeError) as error:
-        print_not_connected(error)
+    if not is_well_formed(url):
+        # The error itself is not printed, as it may hold a part of the password.
+        print_not_connected(MALFORMED)
         sys.exit(1)
     return url
 
 
+def is_well_formed(url: str) -> bool:
+    """Tell whether clients can be made of `url`. It connects to nothing yet."""
+    try:
+        parts = urlsplit(url)
+        options = redis.connection.parse_url(url)
+        redis.ConnectionPool.from_url(url, **DEFAULTS).make_connection()
+    except (ValueError, TypeError, redis.RedisError):
+        return False
+    # An unescaped "/", "?" or "#" in a password ends the address before its "@".
+    if "@" in parts.path + parts.query + parts.fragment:
+        return False
+    # An option in the URL wins over DEFAULTS, and RQ does not support protocol 3.
+    if options.get("protocol", 2) != 2:
+        return False
+    numbers = [value for value in options.values() if isinstance(value, (int, float))]
+    return min(numbers, default=0) >= 0
+
+
+class Output(io.FileIO):
+    """Standard output, which may lose its reader, as with `| head -1`."""
+
+    def write(self, data: bytes) -> int:
+        """Write `data`, to nowhere when nobody reads it any more."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
+
+
+def prepare_process() -> None:
+    """Set up output, log and signals of a process that runs a script."""
+    if sys.stdout is not None:
+        # Every line leaves at once and in one piece, whatever characters it holds.
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(Output(sys.stdout.fileno(), "w", closefd=False)),
+            encoding=sys.stdout.encoding,
+            errors="backslashreplace",
+            line_buffering=True,
+        )
+    # RQ's log goes to standard error, from warnings on.
+    logging.basicConfig(format="%(message)s")
+    logging.disable(logging.INFO)
+    # Ctrl-C ends it at once, without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run(main: Callable, *arguments) -> None:
     """Run `main` as a script. Without Redis that is one line and exit status 1."""
-    # Every line leaves at once and in one piece, whatever characters it holds.
-    sys.stdout.reconfigure(
-        line_buffering=True, write_through=False, errors="backslashreplace"
-    )
-    logging.basicConfig(format="%(message)s")  # RQ's log goes to standard error,
-    logging.disable(logging.INFO)  # from warnings on
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it, without a traceback
+    # IDLE and Jupyter have an output and signals of their own.
+    if sys.stdout is sys.__stdout__:
+        prepare_process()
     try:
         main(*arguments)
-    except (redis.ConnectionError, redis.TimeoutError) as error:
+    except AWAY as error:
         print_not_connected(error)
         sys.exit(1)
-    except redis.RedisError as error:  # it is there, but refuses: it is full, say
+    except redis.RedisError as error:
+        # Redis is there, but refuses: it is full, say.
         sys.exit(f"Redis: {error}")
 
 

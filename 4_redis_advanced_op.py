@@ -4,27 +4,31 @@ import importlib
 from pprint import pprint
 
 redis_client = importlib.import_module("0_redis_client")
+client = redis_client.create_client(decode_responses=True)
 
-KEY = "HolbertonSchools"
-SCHOOLS = {
-    "Portland": 50,
-    "Seattle": 80,
-    "New York": 20,
-    "Bogota": 20,
-    "Cali": 40,
-    "Paris": 2,
-}
+
+def update_hash(hash_name: str, field_name: str, field_value: int | str) -> None:
+    """Set a field of a hash; print 1 if it is new, else 0. Twin of `updateHash`."""
+    reply = client.hset(hash_name, field_name, field_value)
+    print(f"Reply: {reply}")
+
+
+def print_hash(hash_name: str) -> None:
+    """Print all fields of a hash, as Redis holds them. Twin of `printHash`."""
+    pprint(client.hgetall(hash_name), sort_dicts=False)
 
 
 def main() -> None:
     """Set the fields one by one, then print the whole hash."""
-    client = redis_client.create_client(decode_responses=True)
     client.ping()
     print(redis_client.CONNECTED)
-    for school, value in SCHOOLS.items():
-        print(f"Reply: {client.hset(KEY, school, value)}")
-    # Redis promises no order of a hash's fields; merging into SCHOOLS gives it.
-    pprint(SCHOOLS | client.hgetall(KEY), sort_dicts=False)
+    update_hash("HolbertonSchools", "Portland", 50)
+    update_hash("HolbertonSchools", "Seattle", 80)
+    update_hash("HolbertonSchools", "New York", 20)
+    update_hash("HolbertonSchools", "Bogota", 20)
+    update_hash("HolbertonSchools", "Cali", 40)
+    update_hash("HolbertonSchools", "Paris", 2)
+    print_hash("HolbertonSchools")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from threading import Timer
 import redis
 
 redis_client = importlib.import_module("0_redis_client")
-subscriber = importlib.import_module("5_subscriber")
 client = redis_client.create_client()
+
+CHANNEL = "holberton school channel"
 
 
 def publish_message(message: str, time: int) -> Timer:
@@ -22,7 +23,7 @@ def publish(message: str) -> None:
     """Publish `message` at once."""
     print(f"About to send {message}")
     try:
-        client.publish(subscriber.CHANNEL, message)
+        client.publish(CHANNEL, message)
     except redis.RedisError as error:
         redis_client.print_not_connected(error)
 
@@ -33,7 +34,7 @@ def main() -> None:
     print(redis_client.CONNECTED)
     publish_message("Holberton Student #1 starts course", 100)
     publish_message("Holberton Student #2 starts course", 200)
-    publish_message(subscriber.KILL_SERVER, 300)
+    publish_message("KILL_SERVER", 300)
     publish_message("Holberton Student #3 starts course", 400)
 
 

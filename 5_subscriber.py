@@ -1,11 +1,10 @@
 """Task 5: subscribe to messages. The twin of 5-subscriber.js; 5_publisher.py sends them."""
 
 import importlib
+import time
 from collections.abc import Iterator
 
 import redis
-from redis.backoff import ExponentialBackoff
-from redis.retry import Retry
 
 redis_client = importlib.import_module("0_redis_client")
 client = redis_client.create_client(decode_responses=True, encoding_errors="replace")
@@ -14,39 +13,52 @@ CHANNEL = "holberton school channel"
 KILL_SERVER = "KILL_SERVER"
 
 
-def main() -> None:
+def receive_messages() -> None:
     """Print each message, up to and including KILL_SERVER. Twin of `message` event."""
-    with client.pubsub() as pubsub:  # closes the connection at its end
+    with client.pubsub() as pubsub:
         pubsub.subscribe(CHANNEL)
         print(redis_client.CONNECTED)
         for message in listen(pubsub):
-            print(message["data"])
-            if message["data"] == KILL_SERVER:
+            print(message)
+            if message == KILL_SERVER:
                 pubsub.unsubscribe(CHANNEL)
-                break
+                return
 
 
-# The exercise ends here. What follows keeps it listening, whatever becomes of Redis.
+def main() -> None:
+    """Receive messages, and keep trying while Redis is away. Twin of `error` event."""
+    wait = 1  # seconds
+    while True:
+        try:
+            receive_messages()
+            return
+        except redis.AuthenticationError:
+            # Redis is there, and won't change its mind.
+            raise
+        except redis_client.AWAY as error:
+            redis_client.print_not_connected(error)
+        time.sleep(wait)
+        wait = min(wait + 1, 4)
 
 
-def listen(pubsub: redis.client.PubSub) -> Iterator[dict]:
-    """Yield messages, as `pubsub.listen()` does; but that waits for ever on a dead line."""
+# The exercise ends here. What follows notices a connection that has fallen silent.
+
+
+def listen(pubsub: redis.client.PubSub) -> Iterator[str]:
+    """Yield the messages that arrive.
+
+    `pubsub.listen()` would wait for ever on a connection that is dead but not closed.
+    """
     while True:
         message = pubsub.get_message(timeout=4)  # seconds
-        if not message:
+        if message is None:
             pubsub.ping()
-            if not (message := pubsub.get_message(timeout=4)):
-                raise redis.TimeoutError("Redis does not answer")
+            message = pubsub.get_message(timeout=4)
+        if message is None:
+            raise redis.TimeoutError("Redis does not answer")
         if message["type"] == "message":
-            yield message
-
-
-def keep_trying() -> None:
-    """Run `main`, again and again while Redis is away. Twin of the `error` event."""
-    retry = Retry(ExponentialBackoff(base=1, cap=4), retries=-1)  # after 2 s, then 4
-    may_pass = lambda error: not isinstance(error, redis.AuthenticationError)
-    retry.call_with_retry(main, redis_client.print_not_connected, may_pass)
+            yield message["data"]
 
 
 if __name__ == "__main__":
-    redis_client.run(keep_trying)
+    redis_client.run(main)

@@ -1,74 +1,216 @@
 """Task 7: process jobs, one at a time. The twin of 6-job_processor.js."""
 
 import importlib
+import logging
 import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 
 import redis
-import rq
+from redis.backoff import NoBackoff
 from redis.retry import Retry
+from rq import SimpleWorker, Worker
+from rq.exceptions import StopRequested
+from rq.job import Job
+from rq.scheduler import RQScheduler
+from rq.suspension import is_suspended
+from rq.worker import WorkerStatus
 
 redis_client = importlib.import_module("0_redis_client")
+
 QUEUE = "push_notification_code"
 
 
 def send_notification(phone_number: str, message: str) -> None:
     """Send `message` to `phone_number`. Twin of `sendNotification`."""
     line = f"Sending notification to {phone_number}, with message: {message}"
-    print(line, flush=True)  # as RQ's work horse flushes nothing at its end
+    # RQ's work horse flushes nothing at its end.
+    print(line, flush=True)
 
 
 def main() -> None:
     """Work on the queue until stopped. Twin of `queue.process`."""
-    PatientWorker([QUEUE], connection=redis_client.create_client()).work()
+    client = redis_client.create_client()
+    client.ping()
+    PatientWorker([QUEUE], connection=client).work()
 
 
-# The exercise ends here. `rq.Worker` would do for it; the workers below lose no job.
+# The exercise ends here. RQ's own `Worker` would do for it. The workers that follow also
+# wait while Redis is away, lose no job when they are stopped, and queue delayed jobs.
+
+RETRY_INTERVAL = 0.5  # in seconds, like all that follow
+LOOK_INTERVAL = 1
+HEARTBEAT_INTERVAL = 1
+MAINTENANCE_INTERVAL = 5
+STOP_TIMEOUT = 1.5
+JOB_MONITORING_INTERVAL = 5
+ABSENCE = 30
+REST_AFTER_ABSENCE = 10
 
 
 class NotificationError(Exception):
     """A notification that must not be sent: its job fails, without a traceback."""
 
 
+class PatientRetry(Retry):
+    """Tries a command again for as long as Redis is away or full."""
+
+    def __init__(self, wait: Callable[[], None]):
+        errors = (*redis_client.AWAY, redis.OutOfMemoryError)
+        super().__init__(NoBackoff(), retries=-1, supported_errors=errors)
+        self.wait = wait
+
+    def __deepcopy__(self, memo: dict) -> "PatientRetry":
+        """Return itself: redis-py copies a `Retry` for each connection."""
+        return self
+
+    def call_with_retry(self, do: Callable, fail: Callable, *args, **options):
+        """Wait after a failure, before redis-py is told of it.
+
+        While a key is watched, redis-py does not try again, but raises `WatchError`. RQ
+        takes that for a changed key and begins again, without a wait of its own.
+        """
+
+        def wait_and_fail(*error):
+            self.wait()
+            fail(*error)
+
+        return super().call_with_retry(do, wait_and_fail, *args, **options)
+
+
+class DueJobs(RQScheduler):
+    """Queues delayed jobs that are due: a part of a worker, not a process of its own."""
+
+    def __init__(self, worker: Worker | SimpleWorker):
+        # RQ would log at level INFO, once a second, that it has acquired a lock.
+        super().__init__(
+            worker.queues, worker.connection, logging_level=logging.WARNING
+        )
+        self.worker = worker
+
+    @property
+    def connection(self) -> redis.Redis:
+        """The client of the worker, which waits while Redis is away. RQ makes another."""
+        return self.worker.connection
+
+    def enqueue(self) -> None:
+        """Queue what is due, unless another worker is just at it."""
+        self.acquire_locks()
+        self.enqueue_scheduled_jobs()
+        self.release_locks()
+
+
 class Patient:
     """A worker that waits while Redis is away or full, and stops between two jobs."""
 
-    def __init__(self, *args, **opts):
-        opts["connection"].ping()  # a silent Redis ends it after 5 s; RQ waits for 11
-        super().__init__(*args, **opts | {"worker_ttl": 16, "maintenance_interval": 5})
-        errors = redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError
-        nap = redis.backoff.ConstantBackoff(0.5)
-        nap.compute = lambda _: os._exit(0) if self.stopping and not self.taken else 0.5
-        self.connection.set_retry(Retry(nap, retries=-1, supported_errors=errors))
-        take = lambda job_id, **_: setattr(self, "taken", job_id) or job_id
-        self.connection.set_response_callback("BLMOVE", take)  # RQ's wait for a job
-        self.stopping, self.taken = False, None
+    def __init__(self, *args, **options):
+        # `worker_ttl` lets RQ wait for a job for a second at a time, and give up a silent
+        # connection after 11. Before each wait it runs the maintenance, if that is due.
+        options["worker_ttl"] = 16
+        options["maintenance_interval"] = 0
+        options["job_monitoring_interval"] = JOB_MONITORING_INTERVAL
+        options["connection"].set_retry(PatientRetry(self.wait_for_redis))
+        self.stop_requested = False
+        self.last_seen = 0.0
+        self.next_heartbeat = 0.0
+        self.next_look = 0.0
+        self.next_maintenance = 0.0
+        super().__init__(*args, **options)
+        self.due_jobs = DueJobs(self)
 
-    def request_stop(self, signum, frame):
-        try:
+    def work(
+        self, burst: bool = False, *, with_scheduler: bool = False, **options
+    ) -> bool:
+        """Work until stopped; `with_scheduler` changes nothing, as due jobs are queued.
+
+        RQ ends its loop at an error that it has logged as if it were told to end. Here
+        that is exit status 1.
+        """
+        worked = super().work(burst, **options)
+        has_an_end = burst or options.get("max_jobs") or options.get("max_idle_time")
+        if not has_an_end and not self.stop_requested:
+            sys.exit(1)
+        return worked
+
+    def request_stop(self, signum, frame) -> None:
+        """Note that the worker is to stop.
+
+        RQ raises `StopRequested` wherever the signal finds it, if it is not at work. That
+        loses a job which is just arriving.
+        """
+        self.stop_requested = True
+        signal.signal(signal.SIGALRM, self.give_up)
+        signal.setitimer(signal.ITIMER_REAL, STOP_TIMEOUT)
+        with suppress(StopRequested):
             super().request_stop(signum, frame)
-        except rq.exceptions.StopRequested:  # it would drop a job that just arrives
-            self.stopping = True
 
-    @property
-    def should_run_maintenance_tasks(self):
-        if self.stopping:  # RQ asks before each wait for a job, a good place to stop
-            raise rq.exceptions.StopRequested
-        due = super().should_run_maintenance_tasks  # not until all know Redis is back
-        return due and self.connection.info("server")["uptime_in_seconds"] > 10
+    def give_up(self, signum, frame) -> None:
+        """End at once when Redis has not answered since the stop, and no job is in hand."""
+        if self.get_state() != WorkerStatus.BUSY:
+            os._exit(0)
 
-    def handle_job_success(self, *args, **options):
-        self.set_state("busy")  # waits until Redis has room; RQ's transaction does not
-        super().handle_job_success(*args, **options)
+    def wait_for_redis(self) -> None:
+        """Wait a little before a command is tried again, or stop if no job is in hand."""
+        if self.stop_requested and self.get_state() != WorkerStatus.BUSY:
+            sys.exit()
+        time.sleep(RETRY_INTERVAL)
 
-    def handle_exception(self, job, *exc_info):
+    def check_for_suspension(self, burst: bool) -> None:
+        """Wait while `rq suspend` is in force. RQ's own wait hears of no stop."""
+        while is_suspended(self.connection, self) and not self.stop_requested:
+            if burst:
+                raise StopRequested
+            self.set_state(WorkerStatus.SUSPENDED)
+            time.sleep(1)
+
+    def run_maintenance_tasks(self) -> None:
+        """Do what is to be done between two jobs: RQ calls this before each wait for one."""
+        if self.stop_requested:
+            raise StopRequested
+        if time.monotonic() < self.next_look:
+            return
+        self.next_look = time.monotonic() + LOOK_INTERVAL
+        self.due_jobs.enqueue()
+        self.notice_absence()
+        if time.monotonic() < self.next_maintenance:
+            return
+        super().run_maintenance_tasks()
+        self.next_maintenance = time.monotonic() + MAINTENANCE_INTERVAL
+
+    def heartbeat(self, timeout=None, pipeline=None) -> None:
+        """Give a sign of life. Once a second will do; RQ sends three for each job."""
+        self.notice_absence()
+        if pipeline is None and time.monotonic() < self.next_heartbeat:
+            return
+        super().heartbeat(timeout, pipeline)
+        self.next_heartbeat = time.monotonic() + HEARTBEAT_INTERVAL
+
+    def notice_absence(self) -> None:
+        """Put maintenance off if this worker has not been here for a while.
+
+        Redis was away, the machine slept, or its clock was set. The jobs that others have
+        in hand look abandoned then, until these give a sign of life.
+        """
+        now = time.time()
+        if now - self.last_seen > ABSENCE:
+            self.next_maintenance = time.monotonic() + REST_AFTER_ABSENCE
+        self.last_seen = now
+
+    def handle_exception(self, job: Job, *exc_info) -> None:
+        """Log the error of a job with its traceback, unless it was to be expected."""
         if not issubclass(exc_info[0], NotificationError):
             super().handle_exception(job, *exc_info)
 
 
-class PatientWorker(Patient, rq.Worker): ...
+class PatientWorker(Patient, Worker):
+    """Runs each job in a process of its own, as RQ's `Worker` does."""
 
 
-class PatientSimpleWorker(Patient, rq.SimpleWorker): ...
+class PatientSimpleWorker(Patient, SimpleWorker):
+    """Runs jobs in its own process: faster, but a job that crashes takes it along."""
 
 
 if __name__ == "__main__":

@@ -1,19 +1,15 @@
 """Task 8: follow jobs. The twin of 7-job_creator.js; 7_job_processor.py runs the jobs."""
 
-import atexit
 import importlib
+import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-import redis
-from rq import Queue
-from rq.job import Job
+import rq
 
 redis_client = importlib.import_module("0_redis_client")
-job_creator = importlib.import_module("6_job_creator")
-processor = importlib.import_module("7_job_processor")
+creator_6 = importlib.import_module("6_job_creator")
+processor_7 = importlib.import_module("7_job_processor")
 
 MESSAGE = "This is the code {} to verify your account"
 JOBS = [
@@ -31,84 +27,301 @@ JOBS = [
 ]
 
 
-def queue_jobs(jobs: list[dict], queue: Queue) -> list[Job]:
+def queue_jobs(jobs: list[dict], queue: rq.Queue) -> list[rq.job.Job]:
     """Queue all of `jobs` or none, and print in the background what happens to them."""
-    ids = job_creator.new_job_ids(queue.connection, len(jobs))
-    function = processor.send_notification
+    ids = creator_6.new_job_ids(queue.connection, len(jobs))
     arguments = [(job["phoneNumber"], job["message"]) for job in jobs]
-    with following(queue) as waiting:  # a set: the ids of the jobs to tell of
-        queued = queue.enqueue_many(
-            Queue.prepare_data(function, args, job_id=job_id, **processor.HOOKS)
-            for args, job_id in zip(arguments, ids)
-        )
-        for job in queued:
-            print(f"Notification job created: {job.id}", flush=True)
-        waiting.update(ids)
-    return queued
+    send, hooks = processor_7.send_notification, processor_7.HOOKS
+    queued = queue.enqueue_many(
+        queue.prepare_data(send, pair, job_id=job_id, **hooks)
+        for pair, job_id in zip(arguments, ids)
+    )
+    for job in queued:
+        print(f"Notification job created: {job.id}", flush=True)
+    return follow(queued, queue, print_event)
+
+
+def print_event(job: rq.job.Job, event: str, detail: object) -> None:
+    """Print what happens to a job. Twin of `job.on('complete' | 'failed' | 'progress')`."""
+    if event == "complete":
+        print(f"Notification job {job.id} completed", flush=True)
+    if event == "failed":
+        print(f"Notification job {job.id} failed: {detail}", flush=True)
+    if event == "progress":
+        print(f"Notification job {job.id} {detail}% complete", flush=True)
 
 
 def main() -> None:
     """Queue the eleven jobs, and stay until all have ended."""
-    queue_jobs(JOBS, Queue(processor.QUEUE, connection=redis_client.create_client()))
+    queue_jobs(JOBS, creator_6.create_queue(processor_7.QUEUE))
     wait_for_jobs()
 
 
-# The exercise ends here. What follows prints what happens to jobs, in the background.
+# The exercise ends here. What follows calls the handlers of jobs, in the background.
 
-LINES = {"progress": "{}% complete", "completed": "completed", "failed": "failed: {}"}
+logger = redis_client.logger
+Event = processor_7.Event
+Handler = processor_7.Handler
+# The jobs that are followed, by their ids: each with all the handlers it has.
+Followed = dict[str, list[tuple[rq.job.Job, Handler]]]
+
 SILENCE = 1000  # milliseconds without news of its jobs after which a follower asks RQ
-_waiting: dict[tuple[redis.Redis, str], set[str]] = {}  # ids, by client and stream
-_lock = threading.Lock()  # so that "created" is the first line of every job
-atexit.register(_lock.acquire, timeout=1)  # Python must not end while a thread prints
+ENTRIES_AT_ONCE = 1000
+
+followers: list["Follower"] = []
+followers_lock = threading.Lock()
 
 
-@contextmanager
-def following(queue: Queue) -> Iterator[set[str]]:
-    """Print what happens to the jobs whose ids the block adds. Twin of `job.on(…)`."""
-    with _lock:
-        key = queue.connection, processor.EVENTS_KEY.format(queue.name)
-        waiting = _waiting.get(key, set())  # by one thread, for all calls
-        position = f"{queue.connection.time()[0]}000"  # now, as an id in the stream
-        yield waiting
-        if waiting and key not in _waiting:
-            _waiting[key] = waiting
-            options = {"name": "follower", "args": (*key, position), "daemon": True}
-            threading.Thread(target=follow, **options).start()
+def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
+    """Call `handler` in the background with all that happens to `jobs` of `queue`.
+
+    Twin of `job.on(…)`; returns the jobs, as that returns the job. The handler is called
+    with a job, the name of an event and its detail: "progress" (percent), "complete" (what
+    the job returned), "failed attempt" or "failed" (the error). It hears of everything
+    since the job was created. Queue jobs with `HOOKS`, or their end is told later.
+    """
+    with followers_lock:
+        follower = follower_of(queue)
+        follower.newcomers += [(job, handler) for job in jobs]
+    return jobs
 
 
 def wait_for_jobs() -> None:
-    """Wait until all jobs that this process follows have ended."""
-    for thread in threading.enumerate():
-        if thread.name == "follower":
-            thread.join()
+    """Wait until all jobs that this process follows have ended.
+
+    Ends the script with exit status 1 if something that happened could not be told.
+    """
+    while followers:
+        for follower in followers.copy():
+            follower.join()
+    if Follower.has_failed:
+        Follower.has_failed = False
+        raise SystemExit(1)
 
 
-def follow(connection: redis.Redis, stream: str, position: str | bytes) -> None:
-    """Print what happens to the jobs in `_waiting`, until all of them have ended."""
-    waiting, heard = _waiting[connection, stream], time.monotonic()
-    while True:
+def follower_of(queue: rq.Queue) -> "Follower":
+    """Return the follower of a queue, a new one if there is none."""
+    for follower in followers:
+        # RQ takes queues of one name for equal, even those of different servers.
+        if follower.queue == queue and follower.connection is queue.connection:
+            return follower
+    follower = Follower(queue)
+    followers.append(follower)
+    follower.start()
+    return follower
+
+
+def forget_followers() -> None:
+    """Start afresh in a forked process, which has none of its parent's threads."""
+    followers.clear()
+    followers_lock.release()
+
+
+# A fork waits until no thread holds the lock, or the child would find it locked for ever.
+os.register_at_fork(
+    before=followers_lock.acquire,
+    after_in_parent=followers_lock.release,
+    after_in_child=forget_followers,
+)
+
+
+class Follower(threading.Thread):
+    """Reads the stream of a queue, and calls the handlers of the jobs that it follows.
+
+    There is one for each queue, for as long as it has jobs to follow.
+    """
+
+    has_failed = False
+
+    def __init__(self, queue: rq.Queue):
+        # As a daemon, it could be stopped in the middle of a line.
+        super().__init__(daemon=False)
+        self.queue = queue
+        self.connection = queue.connection
+        self.stream = processor_7.stream_of(queue.name)
+        # The id of the entry that was read last.
+        self.position: str | bytes = ""
+        # Jobs of the latest calls, which it does not follow yet.
+        self.newcomers: list[tuple[rq.job.Job, Handler]] = []
+        self.followed: Followed = {}
+        self.last_news = time.monotonic()
+        self.last_refusal = ""
+
+    def run(self) -> None:
+        """Follow jobs for as long as there are some, and somebody who could be told."""
         try:
-            ended = []
-            if 1000 * (time.monotonic() - heard) > SILENCE:  # a killed job is silent
-                ended = job_creator.ended_jobs(list(waiting), connection)
-                heard = time.monotonic()
-            found = connection.xread({stream: position}, 1000, 1 if ended else SILENCE)
-        except (redis.ConnectionError, redis.TimeoutError):
-            time.sleep(0.5)  # the stream keeps what happens meanwhile
-            continue
-        entries = found[0][1] if found else []
-        position = entries[-1][0] if entries else position
-        events = [map(bytes.decode, fields.values()) for _, fields in entries] + ended
-        with _lock:
-            for job_id, event, detail in events:
-                if job_id in waiting:
-                    heard, line = time.monotonic(), LINES[event].format(detail)
-                    print(f"Notification job {job_id} {line}", flush=True)
-                    if event != "progress":
-                        waiting.remove(job_id)
-            if not waiting:
-                del _waiting[connection, stream]
-                return
+            while self.has_jobs() and is_anyone_there():
+                self.tell_news()
+        finally:
+            with followers_lock:
+                if self in followers:
+                    # It ends early: a handler has called `sys.exit()`, say.
+                    followers.remove(self)
+                    Follower.has_failed = True
+
+    def has_jobs(self) -> bool:
+        """Tell whether there is a job to follow. If not, later calls need a new follower."""
+        with followers_lock:
+            if self.newcomers or self.followed:
+                return True
+            followers.remove(self)
+            return False
+
+    def tell_news(self) -> None:
+        """Wait for events, and tell them."""
+        try:
+            self.admit_newcomers()
+            if time.monotonic() - self.last_news > SILENCE / 1000:
+                self.tell_lost_ends()
+            # At its end Python waits for this thread, so it looks around twice as often.
+            self.tell(self.read(SILENCE // 2), self.followed)
+        except redis_client.AWAY:
+            # The stream keeps what happens until Redis is back.
+            time.sleep(0.5)
+        except Exception:
+            Follower.has_failed = True
+            logger.exception("Unforeseen error while following %s", self.queue)
+            time.sleep(1)
+
+    def admit_newcomers(self) -> None:
+        """Follow the jobs of the latest calls, and tell what was read before they came."""
+        count = len(self.newcomers)
+        if count == 0:
+            return
+        newcomers: Followed = {}
+        for job, handler in self.newcomers[:count]:
+            newcomers.setdefault(job.id, []).append((job, handler))
+        start = self.position_before(self.newcomers[:count])
+        if self.position:
+            self.tell(self.reread(start), newcomers)
+        else:
+            self.position = start
+        for job_id, handlers in newcomers.items():
+            self.followed.setdefault(job_id, []).extend(handlers)
+        with followers_lock:
+            del self.newcomers[:count]
+        self.last_news = time.monotonic()
+
+    def position_before(self, newcomers: list[tuple[rq.job.Job, Handler]]) -> str:
+        """Return a position in the stream from before the jobs were created.
+
+        It is a time of Redis, whose clock may differ from the one here.
+        """
+        created_at = min(job.created_at.timestamp() for job, _ in newcomers)
+        age = time.time() - created_at
+        now, _ = self.connection.time()
+        return str(1000 * max(0, now - int(age) - 2))
+
+    def reread(self, start: str) -> list[tuple[bytes, dict]]:
+        """Return the entries from `start` on that have been read already."""
+        try:
+            return self.connection.xrange(self.stream, start, self.position)
+        except redis_client.REFUSED as error:
+            self.report_refusal(error)
+            return []
+
+    def read(self, block: int | None = None) -> list[tuple[bytes, dict]]:
+        """Return the next entries of the stream; wait `block` milliseconds for some."""
+        try:
+            found = self.connection.xread(
+                {self.stream: self.position}, ENTRIES_AT_ONCE, block
+            )
+        except redis_client.REFUSED as error:
+            self.report_refusal(error)
+            time.sleep(SILENCE / 1000)
+            return []
+        if not found:
+            return []
+        [(_, entries)] = found
+        self.position = entries[-1][0]
+        return entries
+
+    def report_refusal(self, error: Exception) -> None:
+        """Say, but not twice, that the stream can't be read. RQ still knows of the ends."""
+        if str(error) == self.last_refusal:
+            return
+        self.last_refusal = str(error)
+        Follower.has_failed = True
+        logger.error("Progress can't be told, as Redis refuses: %s", error)
+
+    def tell(self, entries: list[tuple[bytes, dict]], followed: Followed) -> None:
+        """Tell the events that are about jobs in `followed`."""
+        for entry_id, fields in entries:
+            try:
+                event = Event.read(fields)
+            except (KeyError, ValueError):
+                logger.warning("%s in %s is no event", entry_id.decode(), self.stream)
+                continue
+            self.tell_event(event, followed)
+
+    def tell_event(self, event: Event, followed: Followed) -> None:
+        """Call the handlers of a job. A job that has ended is followed no more."""
+        if event.job_id not in followed:
+            return
+        self.last_news = time.monotonic()
+        handlers = followed[event.job_id]
+        if event.name in ("complete", "failed"):
+            del followed[event.job_id]
+        for job, handler in handlers:
+            try:
+                handler(job, event.name, event.detail)
+            except Exception:
+                Follower.has_failed = True
+                logger.exception("Error in a handler of job %s", event.job_id)
+
+    def tell_lost_ends(self) -> None:
+        """Tell the ends of jobs that are not in the stream: a killed job writes none."""
+        ends = self.ask_rq()
+        # What is in the stream by now comes first.
+        entries = self.read()
+        while entries:
+            self.tell(entries, self.followed)
+            entries = self.read()
+        for event in ends:
+            self.tell_event(event, self.followed)
+        self.last_news = time.monotonic()
+
+    def ask_rq(self) -> list[Event]:
+        """Return the ends of the followed jobs that have ended, by one round trip."""
+        jobs = [handlers[0][0] for handlers in self.followed.values()]
+        with self.connection.pipeline(transaction=False) as pipe:
+            for job in jobs:
+                pipe.hget(job.key, "status")
+            statuses = pipe.execute()
+        ends = [end_of(job, status) for job, status in zip(jobs, statuses)]
+        return [event for event in ends if event is not None]
+
+
+def is_anyone_there() -> bool:
+    """Tell whether this process would go on, were it not for its followers."""
+    for thread in threading.enumerate():
+        if thread.is_alive() and not thread.daemon and not isinstance(thread, Follower):
+            return True
+    return False
+
+
+def end_of(job: rq.job.Job, status: bytes | None) -> Event | None:
+    """Return how a job with this status in Redis has ended, None if it has not."""
+    if status is None:
+        return Event(job.id, "failed", "the job is gone from Redis")
+    if status.decode() == rq.job.JobStatus.FINISHED:
+        return Event(job.id, "complete", job.return_value())
+    if status.decode() in creator_6.FAILED:
+        return Event(job.id, "failed", error_of(job) or status.decode())
+    return None
+
+
+def error_of(job: rq.job.Job) -> str:
+    """Return the error of a failed job, an empty string if RQ has none."""
+    result = job.latest_result()
+    if result is None or not result.exc_string:
+        return ""
+    last_line = result.exc_string.strip("; \n").splitlines()[-1]
+    # The last line of a traceback is "module.Class: message".
+    name, _, message = last_line.partition(": ")
+    if " " in name or not message:
+        return last_line
+    return message
 
 
 if __name__ == "__main__":

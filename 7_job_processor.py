@@ -1,18 +1,24 @@
 """Task 9: process jobs, two at a time, with progress and errors.
 
-The twin of 7-job_processor.js; 7_job_creator.py, in another terminal, creates the jobs.
+The twin of 7-processor_6.js; 7_job_creator.py, in another terminal, creates the jobs.
 """
 
 import importlib
+import json
+import signal
+import sys
+from collections.abc import Callable
 from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from typing import NamedTuple
 
 import redis
 from rq import Callback, get_current_job
 from rq.job import Job
-from rq.worker_pool import WorkerPool
+from rq.worker_pool import WorkerData, WorkerPool
 
 redis_client = importlib.import_module("0_redis_client")
-job_processor = importlib.import_module("6_job_processor")
+processor_6 = importlib.import_module("6_job_processor")
 
 QUEUE = "push_notification_code_2"
 BLACKLIST = {"4153518780", "4153518781"}
@@ -26,9 +32,9 @@ def send_notification(phone_number: str, message: str) -> None:
     report_progress(0, 100)
     if phone_number in BLACKLIST:
         error = f"Phone number {phone_number} is blacklisted"
-        raise job_processor.NotificationError(error)
+        raise processor_6.NotificationError(error)
     report_progress(50, 100)
-    job_processor.send_notification(phone_number, message)
+    processor_6.send_notification(phone_number, message)
 
 
 def main() -> None:
@@ -38,52 +44,119 @@ def main() -> None:
     NotificationPool([QUEUE], connection=client, num_workers=2).start()
 
 
-# The exercise ends here. What follows writes job events to a stream, as RQ has none.
-
-EVENTS_KEY = "events:{}"  # of a queue's name
-EVENTS_KEPT = 100_000  # in each stream, the oldest go first
+# The exercise ends here. What follows tells what happens to jobs, as RQ has no job events.
 
 
-def report_progress(completed: int, total: int) -> None:
-    """Report that `completed` steps of `total` are done. Twin of `job.progress`."""
-    if job := get_current_job():  # None when no worker runs this
-        write_event(job, "progress", str(100 * completed // total))
+class Event(NamedTuple):
+    """What happened to a job: an entry in the stream of its queue."""
+
+    job_id: str
+    # As in Kue: "progress", "complete", "failed attempt" or "failed".
+    name: str
+    # The progress in percent, what the job returned, or its error.
+    detail: object
+
+    def write(self, connection: redis.Redis, queue_name: str) -> None:
+        """Append the event to the stream of a queue."""
+        fields = {
+            "job": self.job_id,
+            "event": self.name,
+            "detail": to_json(self.detail),
+        }
+        connection.xadd(stream_of(queue_name), fields, maxlen=EVENTS_KEPT)
+
+    @classmethod
+    def read(cls, fields: dict[bytes, bytes]) -> "Event":
+        """Return the event that an entry of a stream holds."""
+        detail = json.loads(fields[b"detail"])
+        return cls(fields[b"job"].decode(), fields[b"event"].decode(), detail)
 
 
-def report_completed(job: Job, connection: redis.Redis, result: object) -> None:
+# A function that is called with a job, the name of an event, and its detail.
+Handler = Callable[[Job, str, object], None]
+
+EVENTS_KEPT = 100_000  # in each stream; the oldest go first
+
+
+def stream_of(queue_name: str) -> str:
+    """Return the key of the stream with the events of a queue."""
+    return f"events:{queue_name}"
+
+
+def to_json(value: object) -> str:
+    """Return `value` as JSON, or as a string in JSON if that has nothing like it."""
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return json.dumps(str(value))
+
+
+def report_progress(completed: float, total: float) -> None:
+    """Report that `completed` of `total` steps are done. Twin of `job.progress`.
+
+    As Kue counts it: in whole percent, at most 100, and 0 when there are no steps.
+    """
+    job = get_current_job()
+    if job is None:
+        # No worker runs this.
+        return
+    percent = 0
+    if total != 0:
+        percent = min(100, int(100 * completed / total))
+    Event(job.id, "progress", percent).write(job.connection, job.origin)
+
+
+def report_complete(job: Job, connection: redis.Redis, result: object) -> None:
     """RQ calls this when a job has returned. Emits the twin of `complete`."""
-    write_event(job, "completed")
+    Event(job.id, "complete", result).write(connection, job.origin)
 
 
 def report_failed(job: Job, connection: redis.Redis, exc_type, exc, traceback) -> None:
-    """RQ calls this when a job has raised `exc`. Emits the twin of `failed`."""
-    if not job.should_retry:  # it has not failed yet when RQ will run it again
-        write_event(job, "failed", str(exc) or exc_type.__name__)
+    """RQ calls this when a job has raised `exc`. Emits the twin of `failed`.
+
+    That of `failed attempt` if RQ will run the job again.
+    """
+    name = "failed"
+    if job.should_retry:
+        name = "failed attempt"
+    error = str(exc) or exc_type.__name__
+    Event(job.id, name, error).write(connection, job.origin)
 
 
+# What a job is queued with, so that its end is told.
 HOOKS = {
-    "on_success": Callback(report_completed),
+    "on_success": Callback(report_complete),
     "on_failure": Callback(report_failed),
 }
 
 
-def write_event(job: Job, event: str, detail: str = "") -> None:
-    """Append an event of `job` to the stream of its queue."""
-    fields = {"job": job.id, "event": event, "detail": detail}
-    job.connection.xadd(EVENTS_KEY.format(job.origin), fields, maxlen=EVENTS_KEPT)
-
-
 class NotificationPool(WorkerPool):
-    """RQ's pool adds a scheduler to each worker, which outlives it when it is killed."""
+    """RQ's pool, with this collection's worker. An error that ends a worker ends it too."""
 
-    def get_worker_process(self, name: str, **options):
+    def get_worker_process(self, name: str, **options) -> BaseProcess:
+        """Return a process, not yet started, that is the worker `name`."""
         return get_context("fork").Process(target=redis_client.run, args=(work, name))
+
+    def handle_dead_worker(self, worker_data: WorkerData) -> None:
+        """End with exit status 1 after an error, instead of starting workers for ever.
+
+        In the place of a worker that was killed, RQ starts another.
+        """
+        super().handle_dead_worker(worker_data)
+        if worker_data.process.exitcode == 1:
+            self.stop_workers()
+            sys.exit(1)
 
 
 def work(name: str) -> None:
     """Be the worker `name` of the pool."""
+    # A worker in the place of another inherits the signal handlers of the pool.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Imported before the fork, the job's module is there in each work horse.
+    importlib.import_module("7_job_processor")
     client = redis_client.create_client()
-    job_processor.PatientWorker([QUEUE], name=name, connection=client).work()
+    processor_6.PatientWorker([QUEUE], name=name, connection=client).work()
 
 
 if __name__ == "__main__":

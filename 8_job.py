@@ -6,8 +6,8 @@ from rq import Queue
 from rq.job import Job
 
 redis_client = importlib.import_module("0_redis_client")
-job_creator = importlib.import_module("7_job_creator")
-wait_for_jobs = job_creator.wait_for_jobs
+creator_6 = importlib.import_module("6_job_creator")
+creator_7 = importlib.import_module("7_job_creator")
 
 QUEUE = "push_notification_code_3"
 JOBS = [
@@ -31,16 +31,18 @@ def create_push_notifications_jobs(jobs: list[dict], queue: Queue) -> list[Job]:
     if not isinstance(jobs, (list, tuple)):
         raise TypeError("Jobs is not an array")
     for position, job in enumerate(jobs):
-        if fault := fault_of(job):
+        fault = fault_of(job)
+        if fault:
             raise ValueError(f"jobs[{position}] {fault}")
-    return job_creator.queue_jobs(jobs, queue) if jobs else []
+    if not jobs:
+        return []
+    return creator_7.queue_jobs(jobs, queue)
 
 
 def main() -> None:
     """Queue one job, and stay until it has ended."""
-    queue = Queue(QUEUE, connection=redis_client.create_client())
-    create_push_notifications_jobs(JOBS, queue)
-    wait_for_jobs()
+    create_push_notifications_jobs(JOBS, creator_6.create_queue(QUEUE))
+    creator_7.wait_for_jobs()
 
 
 # The exercise ends here. What follows finds what would fail later, in a worker.
@@ -50,7 +52,7 @@ def fault_of(job: object) -> str | None:
     """Return what is wrong with an entry of `jobs`, None when nothing is."""
     if not isinstance(job, dict):
         return "is not a dict"
-    for key in "phoneNumber", "message":
+    for key in ("phoneNumber", "message"):
         if key not in job:
             return f"has no {key}"
         if not isinstance(job[key], str):

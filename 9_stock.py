@@ -1,33 +1,34 @@
 """Task 12: is it in stock? The twin of 9-stock.js, as a WSGI application, `app`."""
 
 import importlib
+import io
 import json
-import logging
 import os
 import signal
+import socket
+import time
 from collections.abc import Callable
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler
-from socketserver import ThreadingTCPServer
-from threading import Semaphore, Thread
-from urllib.parse import unquote
+from socketserver import ThreadingMixIn
+from threading import Thread
+from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
 
 import redis
 
 redis_client = importlib.import_module("0_redis_client")
+client = redis_client.create_client(**redis_client.ANSWER_AT_ONCE)
 
-FIELDS = "itemId", "itemName", "price", "initialAvailableQuantity"
 list_products = [
-    dict(zip(FIELDS, (1, "Suitcase 250", 50, 4))),
-    dict(zip(FIELDS, (2, "Suitcase 450", 100, 10))),
-    dict(zip(FIELDS, (3, "Suitcase 650", 350, 2))),
-    dict(zip(FIELDS, (4, "Suitcase 1050", 550, 5))),
-]
+    {"itemId": 1, "itemName": "Suitcase 250", "price": 50, "initialAvailableQuantity": 4},
+    {"itemId": 2, "itemName": "Suitcase 450", "price": 100, "initialAvailableQuantity": 10},
+    {"itemId": 3, "itemName": "Suitcase 650", "price": 350, "initialAvailableQuantity": 2},
+    {"itemId": 4, "itemName": "Suitcase 1050", "price": 550, "initialAvailableQuantity": 5},
+]  # fmt: skip
 
 
 def get_item_by_id(item_id: int | str) -> dict | None:
     """Return the product with this id, None if there is none. Twin of `getItemById`."""
-    return {str(item["itemId"]): item for item in list_products}.get(str(item_id))
+    items = {str(item["itemId"]): item for item in list_products}
+    return items.get(str(item_id))
 
 
 def reserve_stock_by_id(item_id: int, stock: int, connection=None) -> None:
@@ -40,135 +41,251 @@ def get_current_reserved_stock_by_id(item_id: int, connection=None) -> int:
     return int((connection or client).get(f"item.{item_id}") or 0)
 
 
+def show_product(item: dict) -> dict:
+    """Return what `/list_products/:itemId` answers."""
+    reserved = get_current_reserved_stock_by_id(item["itemId"])
+    return item | {"currentQuantity": item["initialAvailableQuantity"] - reserved}
+
+
+def reserve_product(item: dict) -> dict:
+    """Reserve a unit, and return what `/reserve_product/:itemId` answers."""
+    reserved = get_current_reserved_stock_by_id(item["itemId"])
+    if reserved < item["initialAvailableQuantity"] and reserve_one(item):
+        return {"status": "Reservation confirmed", "itemId": item["itemId"]}
+    return {"status": "Not enough stock available", "itemId": item["itemId"]}
+
+
 def reserve_one(item: dict) -> bool:
     """Reserve a unit of `item`, for one client alone; return False when sold out."""
-    item_id, quantity = item["itemId"], item["initialAvailableQuantity"]
-    if get_current_reserved_stock_by_id(item_id) >= quantity:
-        return False  # the quick way; the check that counts is below
-    with client.pipeline() as pipe:
-        pipe.watch(f"item.{item_id}")  # until multi(), commands are answered at once
-        reserved = get_current_reserved_stock_by_id(item_id, pipe)
-        if reserved >= quantity:
+
+    def book(pipe: redis.client.Pipeline) -> bool:
+        reserved = get_current_reserved_stock_by_id(item["itemId"], pipe)
+        if reserved >= item["initialAvailableQuantity"]:
             return False
-        pipe.multi()  # from here on, commands wait for execute()
-        reserve_stock_by_id(item_id, reserved + 1, pipe)
-        try:
-            pipe.execute()
-            return True
-        except redis.WatchError:  # another client has written since watch()
-            return reserve_one(item)
+        pipe.multi()  # from here on, commands wait for the end of the transaction
+        reserve_stock_by_id(item["itemId"], reserved + 1, pipe)
+        return True
+
+    # Calls `book` again if another client has changed the key since it was read.
+    return client.transaction(book, f"item.{item['itemId']}", value_from_callable=True)
 
 
 def respond(path: str) -> tuple[str, dict | list]:
-    """Return status and body of the answer to a GET request. Twin of the routes."""
-    match path.split("/"):
+    """Return status and body of the answer to a GET request. Twin of `app.get(…)`."""
+    match path.removesuffix("/").split("/"):
         case ["", "list_products"]:
             return "200 OK", list_products
-        case ["", "list_products" | "reserve_product" as route, item_id]:
-            if not (item := get_item_by_id(item_id)):
-                return "404 Not Found", {"status": "Product not found"}
-            if route == "list_products":
-                reserved = get_current_reserved_stock_by_id(item["itemId"])
-                left = item["initialAvailableQuantity"] - reserved
-                return "200 OK", item | {"currentQuantity": left}
-            status = "Not enough stock available"
-            if reserve_one(item):
-                status = "Reservation confirmed"
-            return "200 OK", {"status": status, "itemId": item["itemId"]}
+        case ["", "list_products", item_id] if get_item_by_id(item_id):
+            return "200 OK", show_product(get_item_by_id(item_id))
+        case ["", "reserve_product", item_id] if get_item_by_id(item_id):
+            return "200 OK", reserve_product(get_item_by_id(item_id))
+        case ["", "list_products" | "reserve_product", _]:
+            return "404 Not Found", {"status": "Product not found"}
     return "404 Not Found", {"status": "Not found"}
 
 
 def main() -> None:
     """Serve `app` until stopped. Twin of `app.listen`."""
     client.ping()
-    with Server(os.environ.get("PORT", "1245")) as server:
-        print(f"API available on localhost port {server.server_address[1]}")
+    with open_server(os.environ.get("PORT", "1245")) as server:
+        print(f"API available on localhost port {server.server_port}")
         server.serve_forever()
 
 
 # The exercise ends here. What follows makes an answer of every error, and serves `app`.
 
+logger = redis_client.logger
+
 JSON = "application/json; charset=utf-8"
-logger = logging.getLogger(__name__)
-# redis-py's own retry would tell a broken connection as a WatchError.
-once = redis.retry.Retry(redis.backoff.NoBackoff(), 0, supported_errors=())
-MAX = 10_000  # answers in hand at once; by itself redis-py refuses the 101st
-# In seconds. A reservation can wait for it four times, as redis-py sends UNWATCH too.
-client = redis_client.create_client(max_connections=MAX, socket_timeout=0.5, retry=once)
+IDLE_TIMEOUT = 5  # seconds until a connection without a request is dropped
+SEND_TIMEOUT = 2  # seconds in which a client must take an answer
+CLOSE_TIMEOUT = 1  # seconds in which the rest of a request is read before the end
 
 
 def app(environ: dict, start_response: Callable) -> list[bytes]:
     """Answer a request, in JSON whatever happens. Any WSGI server can call this."""
+    status, body = answer(environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
+    content = json.dumps(body, separators=(",", ":")).encode()
+    headers = [
+        ("Content-Type", JSON),
+        ("Content-Length", str(len(content))),
+        ("Allow", "GET, HEAD"),
+    ]
+    start_response(status, headers)
+    if environ["REQUEST_METHOD"] == "HEAD":
+        return []
+    return [content]
+
+
+def answer(method: str, path: str) -> tuple[str, dict | list]:
+    """Return status and body of the answer to any request, and to any error."""
+    if method not in ("GET", "HEAD"):
+        return "405 Method Not Allowed", {"status": "Method not allowed"}
     try:
-        status, body = "405 Method Not Allowed", {"status": "Method not allowed"}
-        if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
-            status, body = respond(environ.get("PATH_INFO", ""))
+        return respond(path)
     except redis.RedisError as error:
         logger.warning("Stock is not available: %s", error)
-        body = {"status": "Stock is not available right now"}
-        status = "503 Service Unavailable"
+        status = "Stock is not available right now"
+        return "503 Service Unavailable", {"status": status}
     except Exception:
         logger.exception("Unforeseen error")
-        status, body = "500 Internal Server Error", {"status": "Internal server error"}
-    content = json.dumps(body, separators=(",", ":")).encode()
-    headers = [("Content-Type", JSON), ("Content-Length", str(len(content)))]
-    start_response(status, [*headers, ("Allow", "GET, HEAD")])
-    return [] if environ["REQUEST_METHOD"] == "HEAD" else [content]
+        return "500 Internal Server Error", {"status": "Internal server error"}
 
 
-class RequestHandler(BaseHTTPRequestHandler):  # for as long as a connection is open
-    protocol_version, default_request_version = "HTTP/1.1", "HTTP/1.0"
-    timeout = 5  # seconds until an idle connection is dropped
-    wbufsize = -1  # an answer leaves in one piece
-    error_content_type, error_message_format = JSON, '{"status":"%(explain)s"}'
-
-    def __getattr__(self, name: str) -> Callable:
-        if name.startswith("do_"):  # do_POST, do_BREW: `app` answers every method
-            return self.do_GET
-        raise AttributeError(name)
-
-    def do_GET(self) -> None:
-        if not self.close_connection:  # a body would be taken for the next request
-            head = self.headers
-            body = "Content-Length" in head or "Transfer-Encoding" in head
-            odd = head.defects or head.get_payload() or "\n" in "".join(head.values())
-            self.close_connection = bool(body or odd)
-        path = unquote(self.path.partition("?")[0], "latin-1")
-        environ = {"REQUEST_METHOD": self.command, "PATH_INFO": path}
-        with self.server.in_hand:
-            self.wfile.writelines(app(environ, self.start_response))
-            self.wfile.flush()
-
-    def start_response(self, status: str, headers: list[tuple[str, str]]) -> None:
-        self.send_response_only(int(status[:3]), status[4:])
-        self.send_header("Date", self.date_time_string())
-        for header in headers + [("Connection", "close")] * self.close_connection:
-            self.send_header(*header)
-        self.end_headers()
-
-    def log_message(self, *args) -> None: ...
+def open_server(port: str) -> "Server":
+    """Return a server of `app` that listens on a port of the loopback address."""
+    try:
+        server = Server(("127.0.0.1", int(port)), RequestHandler)
+    except (OSError, ValueError, OverflowError) as error:
+        raise SystemExit(f"Can't listen on port {port}: {error}") from None
+    server.set_app(app)
+    signal.signal(signal.SIGINT, server.request_stop)
+    signal.signal(signal.SIGTERM, server.request_stop)
+    return server
 
 
-class Server(ThreadingTCPServer):  # with a thread for each connection
-    allow_reuse_address, daemon_threads, request_queue_size = True, True, 1024
+class Server(ThreadingMixIn, WSGIServer):
+    """The standard library's WSGI server, with a thread for each connection."""
 
-    def __init__(self, port: str):
-        self.in_hand = Semaphore(MAX)
+    # Clients that come at once: with less room, some would wait for a second.
+    request_queue_size = 1024
+
+    def __init__(self, *args):
+        self.connections: set[socket.socket] = set()
+        super().__init__(*args)
+
+    def request_stop(self, signum, frame) -> None:
+        """Stop to serve. `shutdown` waits for that, so it needs a thread of its own."""
+        Thread(target=self.shutdown).start()
+
+    def process_request(self, request: socket.socket, client_address) -> None:
+        """Answer a connection in a thread of its own."""
+        self.connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: socket.socket) -> None:
+        """Close a connection, once the client has had the time to read the answer.
+
+        If it still sends, a close would reset the connection, and the answer with it.
+        """
         try:
-            super().__init__(("127.0.0.1", int(port)), RequestHandler)
-        except (OSError, ValueError, OverflowError) as error:
-            raise SystemExit(f"Can't listen on port {port}: {error}")
-        for signum in signal.SIGINT, signal.SIGTERM:
-            signal.signal(signum, lambda *_: Thread(target=self.shutdown).start())
-
-    def finish_request(self, *args) -> None:
-        with suppress(OSError):  # the client has left
-            super().finish_request(*args)
+            request.shutdown(socket.SHUT_WR)
+            request.settimeout(CLOSE_TIMEOUT)
+            end = time.monotonic() + CLOSE_TIMEOUT
+            while request.recv(65536) and time.monotonic() < end:
+                pass
+        except OSError:
+            # The client has left.
+            pass
+        self.connections.discard(request)
+        self.close_request(request)
 
     def server_close(self) -> None:
+        """Stop to listen, and wait for the answers in hand. No request begins any more."""
+        for connection in self.connections.copy():
+            try:
+                connection.shutdown(socket.SHUT_RD)
+            except OSError:
+                # The client has left.
+                pass
         super().server_close()
-        for _ in range(MAX):  # until no answer is in hand; none begins any more
-            self.in_hand.acquire()
+
+
+class RequestHandler(WSGIRequestHandler):
+    """Answers the requests of a connection, one after the other."""
+
+    protocol_version = "HTTP/1.1"
+    default_request_version = "HTTP/1.0"
+    timeout = IDLE_TIMEOUT
+    rbufsize = 0
+    error_content_type = JSON
+    error_message_format = '{"status":"%(explain)s"}'
+
+    def setup(self) -> None:
+        """Let half a line, after which a client has left, be an error."""
+        super().setup()
+        self.rfile = WholeLines(self.rfile)
+
+    def handle(self) -> None:
+        """Answer until the connection ends; wsgiref's own ends it after one answer."""
+        self.close_connection = False
+        try:
+            while not self.close_connection:
+                self.handle_one_request()
+        except OSError:
+            # The client has left, or was silent for too long.
+            pass
+
+    def handle_one_request(self) -> None:
+        """Read a request, and send the answer of `app` to it."""
+        self.raw_requestline = self.rfile.readline(65537)
+        if len(self.raw_requestline) > 65536:
+            self.close_connection = True
+            self.requestline = self.request_version = self.command = ""
+            self.send_error(414)
+            return
+        if not self.parse_request():
+            # It has sent an error.
+            return
+        content = io.BytesIO()
+        handler = AnswerHandler(
+            self.rfile, content, self.get_stderr(), self.get_environ(), multithread=True
+        )
+        handler.request_handler = self
+        handler.run(self.server.get_app())
+        self.connection.settimeout(SEND_TIMEOUT)
+        self.connection.sendall(content.getvalue())
+        self.connection.settimeout(IDLE_TIMEOUT)
+
+    def parse_request(self) -> bool:
+        """Read the head of a request; decide whether another may follow the answer."""
+        if not super().parse_request():
+            self.close_connection = True
+            return False
+        if self.request_version != "HTTP/1.1" or self.wants_close() or self.has_body():
+            self.close_connection = True
+        return True
+
+    def wants_close(self) -> bool:
+        """Tell whether the client asks for the end of the connection, among other words."""
+        words = ",".join(self.headers.get_all("Connection", [])).lower().split(",")
+        return "close" in [word.strip() for word in words]
+
+    def has_body(self) -> bool:
+        """Tell whether a body may follow, which would be taken for the next request."""
+        if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
+            return True
+        # These may hide in what Python's parser could not make a header of, or folded.
+        if self.headers.defects or self.headers.get_payload():
+            return True
+        return "\n" in "".join(self.headers.values())
+
+    def log_message(self, *args) -> None:
+        """Log no requests."""
+
+
+class AnswerHandler(ServerHandler):
+    """Calls the application for one request, and tells of the connection's end."""
+
+    http_version = "1.1"
+
+    def start_response(self, *args) -> Callable:
+        """Begin the answer. An application must not set this header itself."""
+        write = super().start_response(*args)
+        if self.request_handler.close_connection:
+            self.headers["Connection"] = "close"
+        return write
+
+
+class WholeLines(io.BufferedReader):
+    """A reader for which the end of the connection is not the end of a line."""
+
+    def readline(self, size: int = -1) -> bytes:
+        """Return a line, with its end, or the first `size` bytes of a longer one."""
+        line = super().readline(size)
+        if not line.endswith(b"\n") and len(line) != size:
+            raise ConnectionError("The client has left in the middle of a request")
+        return line
 
 
 if __name__ == "__main__":
