@@ -58,14 +58,9 @@ class NotificationError(Exception):
 class PatientRetry(Retry):
     """Tries a command again for as long as Redis is away or full."""
 
-    def __init__(self, wait: Callable[[], None]):
+    def __init__(self):
         errors = (*redis_client.AWAY, redis.OutOfMemoryError)
         super().__init__(NoBackoff(), retries=-1, supported_errors=errors)
-        self.wait = wait
-
-    def __deepcopy__(self, memo: dict) -> "PatientRetry":
-        """Return itself: redis-py copies a `Retry` for each connection."""
-        return self
 
     def call_with_retry(self, do: Callable, fail: Callable, *args, **options):
         """Wait after a failure, before redis-py is told of it.
@@ -75,7 +70,7 @@ class PatientRetry(Retry):
         """
 
         def wait_and_fail(*error):
-            self.wait()
+            time.sleep(RETRY_INTERVAL)
             fail(*error)
 
         return super().call_with_retry(do, wait_and_fail, *args, **options)
@@ -112,7 +107,7 @@ class Patient:
         options["worker_ttl"] = 16
         options["maintenance_interval"] = 0
         options["job_monitoring_interval"] = JOB_MONITORING_INTERVAL
-        options["connection"].set_retry(PatientRetry(self.wait_for_redis))
+        options["connection"].set_retry(PatientRetry())
         self.stop_requested = False
         self.last_seen = 0.0
         self.next_heartbeat = 0.0
@@ -130,6 +125,8 @@ class Patient:
         that is exit status 1.
         """
         worked = super().work(burst, **options)
+        # What limits a stop must not end what comes after the worker.
+        signal.setitimer(signal.ITIMER_REAL, 0)
         has_an_end = burst or options.get("max_jobs") or options.get("max_idle_time")
         if not has_an_end and not self.stop_requested:
             sys.exit(1)
@@ -142,21 +139,32 @@ class Patient:
         loses a job which is just arriving.
         """
         self.stop_requested = True
-        signal.signal(signal.SIGALRM, self.give_up)
-        signal.setitimer(signal.ITIMER_REAL, STOP_TIMEOUT)
+        if self.get_state() != WorkerStatus.BUSY:
+            self.limit_stop()
         with suppress(StopRequested):
             super().request_stop(signum, frame)
 
+    def set_shutdown_requested_date(self) -> None:
+        """Write nothing: RQ calls this while it handles the signal, and Redis may be away."""
+
+    def set_state(self, state: str, pipeline=None) -> None:
+        """Set the state of the worker. Once it has no job in hand, a stop takes no longer."""
+        if self.stop_requested and state != WorkerStatus.BUSY:
+            self.limit_stop()
+        super().set_state(state, pipeline)
+
+    def limit_stop(self) -> None:
+        """Let the stop come soon, whether Redis answers or not.
+
+        With a job in hand, the alarm is RQ's, for the time-out of the job.
+        """
+        signal.signal(signal.SIGALRM, self.give_up)
+        signal.setitimer(signal.ITIMER_REAL, STOP_TIMEOUT)
+
     def give_up(self, signum, frame) -> None:
-        """End at once when Redis has not answered since the stop, and no job is in hand."""
+        """End at once, unless a job has arrived since."""
         if self.get_state() != WorkerStatus.BUSY:
             os._exit(0)
-
-    def wait_for_redis(self) -> None:
-        """Wait a little before a command is tried again, or stop if no job is in hand."""
-        if self.stop_requested and self.get_state() != WorkerStatus.BUSY:
-            sys.exit()
-        time.sleep(RETRY_INTERVAL)
 
     def check_for_suspension(self, burst: bool) -> None:
         """Wait while `rq suspend` is in force. RQ's own wait hears of no stop."""

@@ -25,7 +25,7 @@ def queue(monkeypatch) -> Iterator[Queue]:
     connection = fakeredis.FakeRedis()
     queue = Queue("push_notification_code_3", connection=connection)
     # What follows the jobs asks for lost ones every 10 ms; it makes clear() quick.
-    monkeypatch.setattr(job_script.job_creator, "SILENCE", 10)
+    monkeypatch.setattr(job_script.creator_7, "SILENCE", 10)
     yield queue
     # queue.testMode.clear(), so that nothing waits for a job any more
     connection.flushall()
@@ -36,10 +36,9 @@ def queue(monkeypatch) -> Iterator[Queue]:
 
 def wait_for_jobs() -> None:
     """Wait until no job is followed; not for as long as it takes, as the script does."""
-    for thread in threading.enumerate():
-        if thread.name == "follower":
-            thread.join(timeout=10)
-            assert not thread.is_alive()
+    for follower in job_script.creator_7.followers.copy():
+        follower.join(timeout=10)
+        assert not follower.is_alive()
 
 
 def process(queue: Queue) -> None:

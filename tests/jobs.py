@@ -1,13 +1,16 @@
 """What the tests of the job scripts share: workers, and what is told of jobs."""
 
-import threading
+import importlib
+import sys
 import time
 from collections import defaultdict
 
 import redis
-from conftest import RedisServer, Script, wait_until
+from conftest import ROOT, RedisServer, Script, wait_until
 from rq import Queue, SimpleWorker
 from rq.job import Job
+
+creator_7 = importlib.import_module("7_job_creator")
 
 
 class DeafWorker(SimpleWorker):
@@ -28,11 +31,8 @@ def wait_for_followers(timeout: float = 30) -> None:
 
     `wait_for_jobs`, which waits for as long as it takes, would keep the tests for ever.
     """
-
-    def ended() -> bool:
-        return all(thread.name != "follower" for thread in threading.enumerate())
-
-    wait_until(ended, timeout, "a job is still followed")
+    wait_until(lambda: not creator_7.followers, timeout, "a job is still followed")
+    creator_7.wait_for_jobs()
 
 
 WORKERS = {"6_job_processor.py": 1, "7_job_processor.py": 2}
@@ -54,6 +54,25 @@ def start_processors(start, server: RedisServer, *names: str, url="") -> list[Sc
 def start_processor(start, server: RedisServer, name="7_job_processor.py") -> Script:
     """Start one processor, and wait until its workers have registered."""
     [script] = start_processors(start, server, name)
+    return script
+
+
+def start_hasty_processor(server: RedisServer, name: str, **constants) -> Script:
+    """Start a processor with other intervals than its own, `ABSENCE=2`, say."""
+    settings = {"REST_AFTER_ABSENCE": 0, "MAINTENANCE_INTERVAL": 0.1, **constants}
+    code = f"""
+import importlib
+processor_6 = importlib.import_module("6_job_processor")
+for name, value in {settings}.items():
+    assert hasattr(processor_6, name)
+    setattr(processor_6, name, value)
+script = importlib.import_module({name.removesuffix(".py")!r})
+script.redis_client.run(script.main)
+"""
+    workers = server.client.scard("rq:workers") + WORKERS[name]
+    command = sys.executable, "-c", code
+    script = Script(*command, REDIS_URL=server.url, PYTHONPATH=str(ROOT))
+    wait_until(lambda: server.client.scard("rq:workers") == workers, state=script)
     return script
 
 

@@ -1,12 +1,13 @@
-"""The rules that hold for every script: its length, importing, passwords, stops."""
+"""The rules that hold for every script: its order, importing, passwords, output, stops."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, ends_not_connected, free_port
+from conftest import CONNECTED, ROOT, Script, ends_not_connected, free_port
 from scripts import AT_WORK, SCRIPTS, SYNC_AND_ASYNC, start_until_at_work
 from stock_service import confirmed, get
 
@@ -16,10 +17,20 @@ EXERCISE_END = "# The exercise ends here"
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_exercise_comes_first_and_is_short(name):
     lines = (ROOT / name).read_text().splitlines()
-    is_stock = name == "9_stock.py"
-    assert len(lines) <= (175 if is_stock else 115)
     ends = [n for n, line in enumerate(lines, 1) if line.startswith(EXERCISE_END)]
-    assert not ends or ends[0] <= (92 if is_stock else 60)
+    exercise = ends[0] if ends else len(lines)
+    assert exercise <= (95 if name == "9_stock.py" else 60)
+
+
+def test_a_module_has_the_same_name_everywhere():
+    names = {}
+    for script in [*SCRIPTS, "test_8_job.py"]:
+        text = (ROOT / script).read_text()
+        for name, module in re.findall(
+            r'(\w+) = importlib.import_module\("(.+)"\)', text
+        ):
+            assert names.setdefault(module, name) == name
+    assert len(names) == len(set(names.values())) > 4
 
 
 def test_importing_does_nothing_and_needs_no_redis():
@@ -42,7 +53,7 @@ assert signal.getsignal(signal.SIGINT) is handler
 @pytest.mark.parametrize(
     ("user", "names", "reason"),
     [
-        ("", SCRIPTS, "authenticate"),
+        ("", SCRIPTS, "Authentication required"),
         (":wrong@", [*SYNC_AND_ASYNC, "9_stock.py"], "password"),
         ("nobody:secret@", SYNC_AND_ASYNC, "password"),
     ],
@@ -61,6 +72,134 @@ def test_a_password_in_the_url_is_used(start, serve, start_redis):
     _, port = serve(url)
     assert get(port, "/reserve_product/1").body == confirmed(1)
     assert [script.end() for script in scripts] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        # A password whose "/", "?", "#" or "@" is not escaped, and one that is a number.
+        "redis://:s3cret/x@127.0.0.1:{port}",
+        "redis://:s3cret?x@127.0.0.1:{port}",
+        "redis://user:s3cret#x@127.0.0.1:{port}",
+        "redis://:{port}/s3cret@127.0.0.1",
+        "redis://:s3cret@[127.0.0.1:{port}",
+        "redis://:s3cret@127.0.0.1:{port}x",
+        # Options.
+        "redis://:s3cret@127.0.0.1:{port}?protocol=9",
+        "redis://:s3cret@127.0.0.1:{port}?protocol=3",
+        "redis://:s3cret@127.0.0.1:{port}?db=s3cret",
+        "redis://:s3cret@127.0.0.1:{port}?s3cret=1",
+        "redis://:s3cret@127.0.0.1:{port}?socket_timeout=-1",
+        "rediss://:s3cret@127.0.0.1:{port}?ssl_cert_reqs=s3cret",
+        "s3cret",
+        "",
+    ],
+)
+def test_a_malformed_url_says_how_it_must_be_and_tells_no_password(start, url):
+    # None of them tries to connect: nobody listens there.
+    scripts = [start(name, url.format(port=free_port())) for name in SYNC_AND_ASYNC]
+    for script in scripts:
+        reason = ends_not_connected(script)
+        assert "redis://USER:PASSWORD@HOST:PORT" in reason and "%2F" in reason
+        assert "s3cret" not in reason
+
+
+def test_every_script_ends_in_the_same_way_at_a_malformed_url(start):
+    scripts = [start(name, "redis://:s3cret/x@localhost", PORT="0") for name in SCRIPTS]
+    assert len({ends_not_connected(script) for script in scripts}) == 1
+
+
+def test_an_escaped_password_is_used(start, start_redis):
+    server = start_redis("--requirepass", "a/b?c#d@e%f")
+    url = server.url.replace("//", "//:a%2Fb%3Fc%23d%40e%25f@")
+    scripts = [start(name, url) for name in SYNC_AND_ASYNC]
+    assert [script.end() for script in scripts] == [0, 0]
+
+
+def piped_into_head(redis_url, name, **env):
+    """Run a script with `| head -1`; return what head prints, and standard error."""
+    command = f"{sys.executable} {ROOT / name} | head -1"
+    done = subprocess.run(
+        ["sh", "-c", command],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        env={**os.environ, "REDIS_URL": redis_url, **env},
+        check=False,
+    )
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in SCRIPTS if n[0] in "1245" and "sub" not in n]
+)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_nobody_reads_any_more_is_no_error(redis_server, name, unbuffered):
+    redis_server.client.set("Holberton", "School")
+    output = piped_into_head(redis_server.url, name, PYTHONUNBUFFERED=unbuffered)
+    assert output == (CONNECTED + "\n", "")
+    if name == "5_publisher.py":
+        statistics = redis_server.client.info("commandstats")
+        assert statistics["cmdstat_publish"]["calls"] == 4
+
+
+def test_jobs_whose_processor_and_creator_nobody_reads_run_to_their_end(redis_server):
+    url = redis_server.url
+    command = f"{sys.executable} {ROOT / '7_job_processor.py'} | true"
+    processor = Script("sh", "-c", command, REDIS_URL=url)
+    try:
+        _, errors = piped_into_head(url, "7_job_creator.py")
+        finished = redis_server.client.zcard("rq:finished:push_notification_code_2")
+    finally:
+        processor.kill()
+    assert errors == ""
+    assert finished == 9
+    assert processor.errors == []
+
+
+@pytest.mark.parametrize(
+    "name", ["0_redis_client.py", "1_redis_op.py", "5_publisher.py"]
+)
+def test_a_script_runs_without_a_standard_output(redis_server, name):
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} {ROOT / name} >&-"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        env={**os.environ, "REDIS_URL": redis_server.url},
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["0_redis_client.py", "1_redis_op.py"])
+def test_a_script_runs_where_the_output_is_no_file_and_leaves_signals_alone(
+    redis_server, name
+):
+    code = f"""
+import contextlib, io, runpy, signal, sys
+class Cell:  # as in IDLE and Jupyter
+    text = ""
+    def write(self, text):
+        Cell.text += text
+    def flush(self):
+        pass
+handler = signal.getsignal(signal.SIGINT)
+with contextlib.redirect_stdout(Cell()):
+    runpy.run_path({str(ROOT / name)!r}, run_name="__main__")
+assert signal.getsignal(signal.SIGINT) is handler
+print(Cell.text, end="")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        env={**os.environ, "REDIS_URL": redis_server.url, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(CONNECTED)
 
 
 def test_a_stop_at_rest_is_prompt_and_quiet(start, redis_server):

@@ -3,13 +3,16 @@
 import importlib
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 import redis
-from conftest import wait_until
+from conftest import ROOT, Script, wait_until
 from jobs import (
     let_jobs_in_hand_look_abandoned,
+    start_hasty_processor,
     start_processor,
     status,
     told_of_each_job,
@@ -17,10 +20,10 @@ from jobs import (
     work,
 )
 from rq import Queue
+from test_job_scripts import assert_lines_of_eleven_jobs
 
-creator_script = importlib.import_module("7_job_creator")
+creator_7 = importlib.import_module("7_job_creator")
 job_script = importlib.import_module("8_job")
-processor_script = importlib.import_module("7_job_processor")
 
 QUEUE = "push_notification_code_2"
 ALLOWED = {"phoneNumber": "4153518743", "message": "hello"}
@@ -42,10 +45,10 @@ class Following:
 
     def enqueue(self, function, *arguments):
         self.count += 1
-        with creator_script.following(self.queue) as waiting:
-            waiting.add(str(self.count))
-            options = {"job_id": str(self.count), **processor_script.HOOKS}
-            return self.queue.enqueue(function, *arguments, **options)
+        options = {"job_id": str(self.count), **creator_7.processor_7.HOOKS}
+        job = self.queue.enqueue(function, *arguments, **options)
+        creator_7.follow([job], self.queue, creator_7.print_event)
+        return job
 
     def until_all_ended(self):
         """Wait for the end of all jobs, and return the lines."""
@@ -58,18 +61,17 @@ def following(redis_server, capsys):
     return Following(redis_server, capsys)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def old_server(shared_redis):
-    """A Redis that grows old while the tests before those that need it run."""
-    return shared_redis
-
-
 @pytest.fixture
-def old_redis(old_server):
-    """A Redis that has run for so long that workers do maintenance on it; empty."""
-    old_server.client.flushall()
-    wait_until(lambda: old_server.client.info("server")["uptime_in_seconds"] > 10, 15)
-    return old_server
+def start_hasty(redis_server):
+    """A function that starts a processor which cares for abandoned jobs at once."""
+    scripts = []
+
+    def start_hasty() -> None:
+        scripts.append(start_hasty_processor(redis_server, "7_job_processor.py"))
+
+    yield start_hasty
+    for script in scripts:
+        script.kill()
 
 
 def test_a_killed_work_horse_fails_its_job_and_the_creator_says_so(
@@ -179,16 +181,15 @@ def test_a_full_redis_takes_none_of_a_long_list(redis_server, capsys):
 
 
 def test_a_new_processor_fails_the_jobs_that_a_killed_one_had_in_hand(
-    start, old_redis, capsys
+    start, start_hasty, redis_server, following
 ):
-    following = Following(old_redis, capsys)
-    processor = start_processor(start, old_redis)
+    processor = start_processor(start, redis_server)
     jobs = [following.enqueue("time.sleep", 60) for _ in range(2)]
     jobs += [following.enqueue("time.time") for _ in range(3)]
-    wait_until(lambda: {status(old_redis, job) for job in jobs[:2]} == {"started"})
+    wait_until(lambda: {status(redis_server, job) for job in jobs[:2]} == {"started"})
     processor.kill()
-    assert let_jobs_in_hand_look_abandoned(old_redis, QUEUE) == 2
-    start_processor(start, old_redis)
+    assert let_jobs_in_hand_look_abandoned(redis_server, QUEUE) == 2
+    start_hasty()
     assert sorted(following.until_all_ended()) == [
         "Notification job 1 failed: AbandonedJobError",
         "Notification job 2 failed: AbandonedJobError",
@@ -198,16 +199,126 @@ def test_a_new_processor_fails_the_jobs_that_a_killed_one_had_in_hand(
     ]
 
 
-def test_a_job_lost_on_its_way_to_a_killed_worker_is_failed(start, old_redis, capsys):
-    following = Following(old_redis, capsys)
+def test_a_job_lost_on_its_way_to_a_killed_worker_is_failed(
+    start_hasty, redis_server, following
+):
     job = following.enqueue("time.time")
     # The worker was killed after it took the job off the queue, before it ran it.
-    old_redis.client.lmove(following.queue.key, following.queue.intermediate_queue_key)
-    start_processor(start, old_redis)
+    intermediate = following.queue.intermediate_queue_key
+    redis_server.client.lmove(following.queue.key, intermediate)
+    start_hasty()
     # RQ gives it a minute after it was first seen there. Let it be over.
-    seen = f"{following.queue.intermediate_queue_key}:first_seen:{job.id}"
-    wait_until(lambda: old_redis.client.exists(seen))
-    old_redis.client.set(seen, time.time() - 61)
-    start_processor(start, old_redis)  # looks at its start, the first in 5 s
+    seen = f"{intermediate}:first_seen:{job.id}"
+    wait_until(lambda: redis_server.client.exists(seen))
+    redis_server.client.set(seen, time.time() - 61)
     error = "Job was stuck in intermediate queue."
     assert following.until_all_ended() == [f"Notification job 1 failed: {error}"]
+
+
+# Creators that are stopped, forked, or not allowed to read.
+
+
+def test_a_creator_that_was_stopped_tells_all_that_it_missed(start, redis_server):
+    creator = start("7_job_creator.py", redis_server.url)
+    creator.wait_for("created", 11)
+    os.kill(creator.process.pid, signal.SIGSTOP)
+    work(redis_server.rq_connection, QUEUE)
+    with redis_server.rq_connection.pipeline() as pipe:
+        for number in range(3000):  # of jobs of others, more than are read at once
+            event = creator_7.Event(f"other {number}", "progress", 50)
+            event.write(pipe, QUEUE)
+        pipe.execute()
+    time.sleep(1.1)  # so that it has heard nothing for long enough to ask RQ
+    os.kill(creator.process.pid, signal.SIGCONT)
+    assert creator.end() == 0
+    assert_lines_of_eleven_jobs(creator.lines, 1)
+
+
+FORKING = """
+import importlib, multiprocessing, threading
+creator_6 = importlib.import_module("6_job_creator")
+job_script = importlib.import_module("8_job")
+JOBS = [{"phoneNumber": "1", "message": "hello"}] * 20
+
+def create():
+    job_script.create_push_notifications_jobs(JOBS, creator_6.create_queue("q"))
+    job_script.creator_7.wait_for_jobs()
+
+if __name__ == "__main__":
+    create_and_wait = threading.Thread(target=create)
+    create_and_wait.start()
+    context = multiprocessing.get_context("fork")
+    children = [context.Process(target=create) for _ in range(20)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+    create_and_wait.join()
+"""
+
+
+def test_processes_forked_while_jobs_are_followed_follow_their_own(redis_server):
+    url, connection = redis_server.url, redis_server.rq_connection
+    script = Script(sys.executable, "-c", FORKING, REDIS_URL=url, PYTHONPATH=str(ROOT))
+    try:
+        end = time.monotonic() + 30
+        while script.process.poll() is None and time.monotonic() < end:
+            work(connection, "q")
+        assert script.end() == 0
+    finally:
+        script.kill()
+    told = told_of_each_job([line.strip() for line in script.lines])
+    assert len(told) == 21 * 20
+    texts = ["0% complete", "50% complete", "completed"]
+    assert all(told[job_id] == texts for job_id in told)
+    assert script.errors == []
+
+
+def test_jobs_are_told_while_any_thread_goes_on(redis_server):
+    code = """
+import importlib, threading
+creator_6 = importlib.import_module("6_job_creator")
+job_script = importlib.import_module("8_job")
+jobs = [{"phoneNumber": "1", "message": "hello"}]
+job_script.create_push_notifications_jobs(jobs, creator_6.create_queue("q"))
+threading.Thread(target=input).start()
+"""
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    env = {"REDIS_URL": redis_server.url, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, env=env, **options) as process:
+        assert process.stdout.readline() == "Notification job created: 1\n"
+        work(redis_server.rq_connection, "q")
+        lines = [process.stdout.readline() for _ in range(3)]
+        assert lines[-1] == "Notification job 1 completed\n"
+        process.communicate("\n", timeout=10)
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("fault", ["no right to read", "no stream"])
+def test_a_creator_that_cannot_read_the_stream_says_so_and_tells_the_ends(
+    start, redis_server, fault
+):
+    url = redis_server.url
+    if fault == "no stream":
+        redis_server.client.set(f"events:{QUEUE}", "a string")
+    else:
+        rights = ["+@all", "-xread"]
+        redis_server.client.acl_setuser(
+            "writer",
+            enabled=True,
+            nopass=True,
+            keys=["*"],
+            channels=["*"],
+            commands=rights,
+        )
+        url = url.replace("//", "//writer:x@")
+    creator = start("7_job_creator.py", url)
+    creator.wait_for("created", 11)
+    work(redis_server.rq_connection, QUEUE)
+    assert creator.end() == 1
+    [error] = creator.errors
+    assert error.startswith("Progress can't be told, as Redis refuses: ")
+    ends = [line for line in creator.lines if "completed" in line or "failed" in line]
+    assert len(ends) == 11

@@ -14,7 +14,7 @@ from jobs import (
 )
 from rq import Queue
 
-creator_script = importlib.import_module("7_job_creator")
+creator_7 = importlib.import_module("7_job_creator")
 job_script = importlib.import_module("8_job")
 
 QUEUE = "push_notification_code_2"
@@ -27,7 +27,7 @@ def test_a_list_of_20_000_is_queued_whole(redis_server, capsys, monkeypatch):
     assert queue.job_ids == [job.id for job in jobs]
     assert [job.id for job in jobs] == [str(number) for number in range(1, 20_001)]
     assert capsys.readouterr().out.count("created") == 20_000
-    monkeypatch.setattr(creator_script, "SILENCE", 100)
+    monkeypatch.setattr(creator_7, "SILENCE", 100)
     redis_server.client.flushall()
     wait_for_followers()
 
@@ -64,7 +64,7 @@ jobs = [{"phoneNumber": "4153518743", "message": f"{sys.argv[1]} {n}"} for n in 
 queue = Queue("push_notification_code_2", connection=connection)
 for n in range(0, 500, 50):
     job_script.create_push_notifications_jobs(jobs[n:n + 50], queue)
-job_script.wait_for_jobs()
+job_script.creator_7.wait_for_jobs()
 """
 
 

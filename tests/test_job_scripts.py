@@ -8,8 +8,8 @@ import pytest
 from conftest import ROOT, wait_until
 from jobs import work
 
-job_creator = importlib.import_module("6_job_creator")
-creator = importlib.import_module("7_job_creator")
+creator_6 = importlib.import_module("6_job_creator")
+creator_7 = importlib.import_module("7_job_creator")
 
 SENT = "Sending notification to {phoneNumber}, with message: {message}"
 
@@ -19,7 +19,7 @@ def assert_lines_of_eleven_jobs(lines, first_id):
     ids = range(first_id, first_id + 11)
     assert lines[:11] == [f"Notification job created: {job_id}" for job_id in ids]
     assert len(lines) == 11 + 2 * 2 + 9 * 3
-    for job_id, job in zip(ids, creator.JOBS):
+    for job_id, job in zip(ids, creator_7.JOBS):
         number = job["phoneNumber"]
         if number in ("4153518780", "4153518781"):
             rest = ["0% complete", f"failed: Phone number {number} is blacklisted"]
@@ -63,7 +63,7 @@ def test_task_8_creator_tells_all_that_happens(start, redis_server, capsys):
         assert script.end() == 0
         assert_lines_of_eleven_jobs(script.lines, first_id)
     assert capsys.readouterr().out.splitlines() == 2 * [
-        SENT.format_map(job) for job in creator.JOBS[2:]
+        SENT.format_map(job) for job in creator_7.JOBS[2:]
     ]
 
 
@@ -128,7 +128,7 @@ def test_task_6_and_7_start_in_any_order(
         processor = start("6_job_processor.py", url, cwd=tmp_path)
     assert script.end() == 0
     assert script.lines == ["Notification job created: 1", "Notification job completed"]
-    assert processor.lines == [SENT.format_map(job_creator.JOB_DATA)]
+    assert processor.lines == [SENT.format_map(creator_6.JOB_DATA)]
     assert processor.errors == []
 
 
@@ -148,7 +148,7 @@ def test_task_8_and_9_start_in_any_order(
     script = start("7_job_creator.py", url, cwd=tmp_path)
     assert script.end() == 0
     assert_lines_of_eleven_jobs(script.lines, 1 if processor_first else 12)
-    sent = [SENT.format_map(job) for job in creator.JOBS[2:]]
+    sent = [SENT.format_map(job) for job in creator_7.JOBS[2:]]
     assert sorted(processor.lines[-9:]) == sorted(sent)
     assert len(processor.lines) in (9, 18)
     assert processor.errors == []

