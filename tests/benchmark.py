@@ -1,7 +1,7 @@
-"""Measure the scripts against the bare packages; write and print tests/BENCHMARK.md.
+"""Measure the scripts against the bare packages, and print the figures.
 
-`python tests/benchmark.py` takes under three minutes on two cores, on a redis-server of
-its own. From top to bottom: what other processes run from this file (`bare_app` to
+`python tests/benchmark.py` takes three minutes on two cores, on a redis-server of its own.
+`python tests/benchmark.py --write` also writes them to tests/BENCHMARK.md. From top to bottom: what other processes run from this file (`bare_app` to
 `create`); rounds and rows of figures (`in_turn` to `rate`); processes and queues
 (`running` to `write_events`); the measurements (`memory` to `serving`); the report.
 """
@@ -23,23 +23,23 @@ from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from statistics import mean, median
 from subprocess import DEVNULL, PIPE, Popen
-from types import SimpleNamespace
 
 if __name__ == "__main__":
     sys.dont_write_bytecode = True  # leaves nothing in the project's folder
 import redis
 from rq import Queue, Worker, get_current_job
+from rq.job import Job
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-redis_client = importlib.import_module("0_redis_client")
-job_creator = importlib.import_module("7_job_creator")
-processor = importlib.import_module("7_job_processor")
+creator_6 = importlib.import_module("6_job_creator")
+creator_7 = importlib.import_module("7_job_creator")
+processor_7 = importlib.import_module("7_job_processor")
 job_script = importlib.import_module("8_job")
 
 CORES = os.cpu_count() or 1
 SIZES = sorted({1, 2, CORES, CORES + CORES // 2, 2 * CORES})  # of pools of workers
-JOBS = 1000 * job_creator.JOBS  # the eleven of task 8, over and over
+JOBS = 1000 * creator_7.JOBS  # the eleven of task 8, over and over
 client = redis.Redis.from_url(os.environ.get("REDIS_URL", "redis://localhost"))
 BODY = b'{"itemId":1,"itemName":"Suitcase 250","price":50,"initialAvailableQuantity":4}'
 
@@ -65,11 +65,15 @@ class BareHandler(BaseHTTPRequestHandler):  # the same for Python's own server
 
 def tell(bare: bool) -> None:
     """A job that a hundred times reports the time as its progress, or publishes it."""
-    publish = partial(get_current_job().connection.publish, "benchmark")
+    job = get_current_job()
     for _ in range(100):
         time.sleep(0.01)  # in place of a job's work
         now = time.monotonic_ns()
-        publish(now) if bare else processor.report_progress(now, 100)
+        if bare:
+            job.connection.publish("benchmark", now)
+        else:
+            event = processor_7.Event(job.id, "progress", now)
+            event.write(job.connection, job.origin)
 
 
 def create(count: int) -> None:
@@ -77,7 +81,7 @@ def create(count: int) -> None:
     queue = new_queue()
     job_script.create_push_notifications_jobs(JOBS[:count], queue)
     write_events(queue.job_ids, queue)
-    job_creator.wait_for_jobs()
+    creator_7.wait_for_jobs()
     print(getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 
 
@@ -163,7 +167,7 @@ runpy.run_path("7_job_processor.py", run_name="__main__")"""
 
 def new_queue() -> Queue:
     """Return the queue of tasks 8 and 9 on an empty Redis."""
-    queue = Queue(processor.QUEUE, connection=redis_client.create_client())
+    queue = creator_6.create_queue(processor_7.QUEUE)
     queue.connection.flushall()
     return queue
 
@@ -172,9 +176,8 @@ def write_events(ids: list[str], queue: Queue) -> None:
     """Write what the processor writes for jobs that complete."""
     with queue.connection.pipeline(transaction=False) as pipe:
         for job_id in ids:
-            job = SimpleNamespace(id=job_id, origin=queue.name, connection=pipe)
-            for event in ("progress", "0"), ("progress", "50"), ("completed",):
-                processor.write_event(job, *event)
+            for event in ("progress", 0), ("progress", 50), ("complete", None):
+                processor_7.Event(job_id, *event).write(pipe, queue.name)
             if len(pipe) > 1000 or job_id == ids[-1]:  # all at once would take memory
                 pipe.execute()
 
@@ -194,7 +197,7 @@ def memory() -> str:
 
 def queuing() -> list[str]:
     """Jobs queued in a second, up to the return of the call that queues them."""
-    queue, send = new_queue(), processor.send_notification
+    queue, send = new_queue(), processor_7.send_notification
 
     def bare(jobs: list[dict], queue: Queue) -> None:
         queue.enqueue_many(Queue.prepare_data(send, (*job.values(),)) for job in jobs)
@@ -204,7 +207,7 @@ def queuing() -> list[str]:
 
     def measure(action: Callable, count: int) -> float:
         queue.connection.flushall()
-        job_creator.wait_for_jobs()  # to the thread that follows them they have ended
+        creator_7.wait_for_jobs()  # to the thread that follows them they have ended
         return rate(count, action, JOBS[:count], queue)
 
     ours = job_script.create_push_notifications_jobs
@@ -220,8 +223,8 @@ def processing(kind: str, seconds: int, speed: int) -> tuple[str, Iterator[float
 
     def work(queue: Queue, count: int, bare: bool) -> None:
         if not bare:
-            job_creator.queue_jobs(JOBS[:count], queue)
-            return job_creator.wait_for_jobs()
+            creator_7.queue_jobs(JOBS[:count], queue)
+            return creator_7.wait_for_jobs()
         data = Queue.prepare_data("operator.eq", (*JOBS[0].values(),))
         for job in reversed(queue.enqueue_many([data] * count)[-10:]):
             job.latest_result(timeout=20)  # the earlier ones have ended by then
@@ -240,20 +243,18 @@ def processing(kind: str, seconds: int, speed: int) -> tuple[str, Iterator[float
 
 
 def news() -> str:
-    """The time from a progress call in a worker to its line in the creator."""
+    """The time from a job's report of its progress to the call of a handler."""
 
     def ours() -> float:
         delays = []
 
-        def write(text: str) -> None:
-            if "%" in text:
-                delays.append(time.monotonic_ns() - int(text.split()[3][:-1]))
+        def handler(job: Job, event: str, detail: object) -> None:
+            if event == "progress":
+                delays.append(time.monotonic_ns() - detail)
 
-        with redirect_stdout(SimpleNamespace(write=write, flush=int)):
-            with job_creator.following(queue) as waiting:
-                job = queue.enqueue("benchmark.tell", False, **processor.HOOKS)
-                waiting.add(job.id)
-            job_creator.wait_for_jobs()
+        job = queue.enqueue("benchmark.tell", False, **processor_7.HOOKS)
+        creator_7.follow([job], queue, handler)
+        creator_7.wait_for_jobs()
         return median(delays) / 1e6
 
     def hop() -> float:
@@ -264,7 +265,7 @@ def news() -> str:
             delays = [time.monotonic_ns() - sent for _, sent in zip(range(100), times)]
             return median(delays) / 1e6
 
-    what = "from a progress call to the creator's line / from publish to subscriber"
+    what = "from a report of progress to its handler / from publish to subscriber"
     with pool(2) as queue:
         return row(what, "ms", *in_turn(8, ours, hop))
 
@@ -273,12 +274,15 @@ def following() -> str:
     """The CPU time of following a job, out of many whose events wait in the stream."""
 
     def cost(count: int) -> float:
-        queue, ids = new_queue(), [str(number) for number in range(count)]
-        with job_creator.following(queue) as waiting:  # from the end of the block on
-            waiting.update(ids)
-            write_events(ids, queue)
-            start = time.process_time()
-        job_creator.wait_for_jobs()
+        queue = new_queue()
+        jobs = [
+            Job.create("time.time", id=str(number), connection=queue.connection)
+            for number in range(count)
+        ]
+        write_events([job.id for job in jobs], queue)
+        start = time.process_time()
+        creator_7.follow(jobs, queue, creator_7.print_event)
+        creator_7.wait_for_jobs()
         return 1e6 * (time.process_time() - start) / count
 
     # As many jobs in all on either side: Python's garbage collector runs as often.
@@ -327,7 +331,7 @@ def serving(what: str, *commands: tuple[str, ...]) -> list[str]:
 REPORT = """\
 # What it costs
 
-`python tests/benchmark.py` wrote this (`pip install granian` for its rows): {machine}.
+`python tests/benchmark.py --write` wrote this (`pip install granian` for its rows): {machine}.
 
 | measured / yardstick | figure | yardstick | ratio |
 | --- | --: | --: | --: |
@@ -391,8 +395,9 @@ def main() -> None:
             url = f"redis://127.0.0.1:{port}"
             os.environ |= {"REDIS_URL": url, "RQ_REDIS_URL": url}
             text = report()
-    (HERE / "BENCHMARK.md").write_text(text, encoding="utf-8")
-    print(f"\n\n{text}")
+    if "--write" in sys.argv:
+        (HERE / "BENCHMARK.md").write_text(text, encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":
