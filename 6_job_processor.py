@@ -148,7 +148,12 @@ class Patient:
         """Write nothing: RQ calls this while it handles the signal, and Redis may be away."""
 
     def set_state(self, state: str, pipeline=None) -> None:
-        """Set the state of the worker. Once it has no job in hand, a stop takes no longer."""
+        """Set the state of the worker, unless it is in that state already.
+
+        Once it has no job in hand, a stop takes no longer.
+        """
+        if state == self.get_state():
+            return
         if self.stop_requested and state != WorkerStatus.BUSY:
             self.limit_stop()
         super().set_state(state, pipeline)

@@ -194,8 +194,8 @@ class RedisServer:
         self.options = options
         self.port = port or free_port()
         self.url = f"redis://127.0.0.1:{self.port}"
-        self.client = redis.Redis(port=self.port, decode_responses=True)
-        self.rq_connection = redis.Redis(port=self.port)
+        self.client = redis.Redis(port=self.port, protocol=2, decode_responses=True)
+        self.rq_connection = redis.Redis(port=self.port, protocol=2)
         self.start()
 
     def start(self) -> None:
@@ -215,7 +215,7 @@ class RedisServer:
 
     def _answers(self) -> bool:
         try:
-            return redis.Redis.from_url(self.url).ping()
+            return redis.Redis.from_url(self.url, protocol=2).ping()
         except redis.AuthenticationError:
             return True
         except redis.ConnectionError:

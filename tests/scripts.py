@@ -42,6 +42,6 @@ def start_until_at_work(
     urls = [f"{server}/{number}" for number in range(len(names))]
     scripts = [start(name, url, PORT="0") for name, url in zip(names, urls)]
     for script, url in zip(scripts, urls):
-        with redis.Redis.from_url(url, decode_responses=True) as client:
+        with redis.Redis.from_url(url, protocol=2, decode_responses=True) as client:
             wait_until(partial(is_at_work, script, client), state=script)
     return scripts

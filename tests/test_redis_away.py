@@ -131,7 +131,7 @@ def all_go_on(scripts, server, port, end):
         wait_until(condition, end - time.monotonic(), script)
 
     connections = {
-        name: redis.Redis(port=server.port, db=number)
+        name: redis.Redis(port=server.port, db=number, protocol=2)
         for number, name in enumerate(AT_WORK)
     }
     jobs = [
