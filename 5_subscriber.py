@@ -15,6 +15,7 @@ KILL_SERVER = "KILL_SERVER"
 
 def receive_messages() -> None:
     """Print each message, up to and including KILL_SERVER. Twin of `message` event."""
+    client.ping()
     with client.pubsub() as pubsub:
         pubsub.subscribe(CHANNEL)
         print(redis_client.CONNECTED)

@@ -202,7 +202,8 @@ class RedisServer:
         self.process = subprocess.Popen(
             [
                 *("redis-server", "--port", str(self.port), "--bind", "127.0.0.1"),
-                *("--dir", str(self.folder), *self.options),
+                # Before version 7, options alone would turn snapshots off.
+                *("--dir", str(self.folder), "--save", "60 1", *self.options),
             ],
             stdout=subprocess.DEVNULL,
             start_new_session=True,  # a Ctrl-C is for the tests, which end it in order
@@ -220,6 +221,20 @@ class RedisServer:
             return True
         except redis.ConnectionError:
             return False
+
+    def require(self, *version: int) -> None:
+        """Skip the test on an older Redis than this."""
+        said = subprocess.check_output(["redis-server", "--version"], text=True)
+        numbers = said.partition("v=")[2].split()[0].split(".")
+        if tuple(map(int, numbers)) < version:
+            pytest.skip(f"needs a newer Redis than {'.'.join(numbers)}")
+
+    def url_of_user(self, *rights: str) -> str:
+        """Return the URL for a user of Redis who has these rights."""
+        self.require(6, 2)
+        options = {"nopass": True, "keys": ["*"], "channels": ["*"]}
+        self.client.acl_setuser("user", enabled=True, commands=rights, **options)
+        return self.url.replace("//", "//user:any@")
 
     def stop(self) -> None:
         """Stop as a service manager does; the data is saved."""

@@ -60,6 +60,8 @@ assert signal.getsignal(signal.SIGINT) is handler
 )
 def test_a_refused_password_ends_every_script(start, start_redis, user, names, reason):
     server = start_redis("--requirepass", "secret")
+    if user.startswith("nobody"):
+        server.require(6)
     url = server.url.replace("//", f"//{user}")
     for script in [start(name, url, PORT="0") for name in names]:
         assert reason in ends_not_connected(script)
