@@ -13,7 +13,6 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import redis
-import redis.asyncio
 
 CONNECTED = "Redis client connected to the server"
 
@@ -112,7 +111,7 @@ class Output(io.FileIO):
 
 
 def prepare_process() -> None:
-    """Set up output, log and signals of a process that runs a script."""
+    """Set up output and signals of a process that runs a script."""
     if sys.stdout is not None:
         # Every line leaves at once and in one piece, whatever characters it holds.
         sys.stdout = io.TextIOWrapper(
@@ -121,9 +120,6 @@ def prepare_process() -> None:
             errors="backslashreplace",
             line_buffering=True,
         )
-    # RQ's log goes to standard error, from warnings on.
-    logging.basicConfig(format="%(message)s")
-    logging.disable(logging.INFO)
     # Ctrl-C ends it at once, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -133,6 +129,9 @@ def run(main: Callable, *arguments) -> None:
     # IDLE and Jupyter have an output and signals of their own.
     if sys.stdout is sys.__stdout__:
         prepare_process()
+    # RQ's log goes to standard error, from warnings on.
+    logging.basicConfig(format="%(message)s")
+    logging.disable(logging.INFO)
     try:
         main(*arguments)
     except AWAY as error:
