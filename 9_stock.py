@@ -98,8 +98,8 @@ logger = redis_client.logger
 
 JSON = "application/json; charset=utf-8"
 IDLE_TIMEOUT = 5  # seconds until a connection without a request is dropped
-SEND_TIMEOUT = 2  # seconds in which a client must take an answer
-CLOSE_TIMEOUT = 1  # seconds in which the rest of a request is read before the end
+SEND_TIMEOUT = 1  # second in which a client must take an answer
+CLOSE_TIMEOUT = 1  # second in which the rest of a request is read before the end
 
 
 def app(environ: dict, start_response: Callable) -> list[bytes]:
@@ -152,6 +152,7 @@ class Server(ThreadingMixIn, WSGIServer):
 
     def __init__(self, *args):
         self.connections: set[socket.socket] = set()
+        self.is_stopping = False
         super().__init__(*args)
 
     def request_stop(self, signum, frame) -> None:
@@ -182,6 +183,7 @@ class Server(ThreadingMixIn, WSGIServer):
 
     def server_close(self) -> None:
         """Stop to listen, and wait for the answers in hand. No request begins any more."""
+        self.is_stopping = True
         for connection in self.connections.copy():
             try:
                 connection.shutdown(socket.SHUT_RD)
@@ -210,7 +212,7 @@ class RequestHandler(WSGIRequestHandler):
         """Answer until the connection ends; wsgiref's own ends it after one answer."""
         self.close_connection = False
         try:
-            while not self.close_connection:
+            while not self.close_connection and not self.server.is_stopping:
                 self.handle_one_request()
         except OSError:
             # The client has left, or was silent for too long.
