@@ -203,7 +203,7 @@ class RedisServer:
             [
                 *("redis-server", "--port", str(self.port), "--bind", "127.0.0.1"),
                 # Before version 7, options alone would turn snapshots off.
-                *("--dir", str(self.folder), "--save", "60 1", *self.options),
+                *("--dir", str(self.folder), "--save", "60", "1", *self.options),
             ],
             stdout=subprocess.DEVNULL,
             start_new_session=True,  # a Ctrl-C is for the tests, which end it in order
