@@ -49,10 +49,11 @@ DEFAULTS = {
     "driver_info": None,
 }
 
-# For a service whose own clients wait. A command is tried once: what redis-py tries
-# again while it watches a key, it reports as a `WatchError`, as if the key had changed.
+# For a service whose own clients wait.
 ANSWER_AT_ONCE = {
     "socket_timeout": 0.5,
+    # One attempt. A second one, while a key is watched, would be a `WatchError`, at which
+    # a transaction begins again.
     "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 0, supported_errors=()),
     # By itself redis-py has 100 connections, and refuses the 101st client.
     "max_connections": 10_000,
@@ -90,13 +91,15 @@ def is_well_formed(url: str) -> bool:
     except (ValueError, TypeError, redis.RedisError):
         return False
     # An unescaped "/", "?" or "#" in a password ends the address before its "@".
-    if "@" in parts.path + parts.query + parts.fragment:
+    if parts.scheme != "unix" and "@" in parts.path + parts.query + parts.fragment:
         return False
     # An option in the URL wins over DEFAULTS, and RQ does not support protocol 3.
     if options.get("protocol", 2) != 2:
         return False
-    numbers = [value for value in options.values() if isinstance(value, (int, float))]
-    return min(numbers, default=0) >= 0
+    for value in options.values():
+        if isinstance(value, (int, float)) and value < 0:
+            return False
+    return True
 
 
 class Output(io.FileIO):

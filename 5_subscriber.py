@@ -53,6 +53,7 @@ def listen(pubsub: redis.client.PubSub) -> Iterator[str]:
     while True:
         message = pubsub.get_message(timeout=4)  # seconds
         if message is None:
+            # The answer arrives as a message, of type "pong".
             pubsub.ping()
             message = pubsub.get_message(timeout=4)
         if message is None:

@@ -50,7 +50,8 @@ def new_job_ids(connection: redis.Redis, count: int = 1) -> list[str]:
         last = connection.incrby("job_ids", count)
         ids = [str(number) for number in range(last - count + 1, last + 1)]
         # Had the counter been lost, a used id would overwrite its job.
-        if not connection.exists(*map(Job.key_for, ids)):
+        keys = [Job.key_for(job_id) for job_id in ids]
+        if not connection.exists(*keys):
             return ids
 
 

@@ -12,12 +12,13 @@ from contextlib import suppress
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from rq import SimpleWorker, Worker
+from rq import Queue, SimpleWorker, Worker
 from rq.exceptions import StopRequested
 from rq.job import Job
 from rq.scheduler import RQScheduler
 from rq.suspension import is_suspended
-from rq.worker import WorkerStatus
+from rq.utils import get_connection_from_queues
+from rq.worker import BaseWorker, WorkerStatus
 
 redis_client = importlib.import_module("0_redis_client")
 
@@ -41,7 +42,10 @@ def main() -> None:
 # The exercise ends here. RQ's own `Worker` would do for it. The workers that follow also
 # wait while Redis is away, lose no job when they are stopped, and queue delayed jobs.
 
-RETRY_INTERVAL = 0.5  # in seconds, like all that follow
+# In seconds, like all that follow. RQ waits for a job for 15 seconds less than this, and
+# for an answer of Redis for 10 seconds more than that.
+WORKER_TTL = 16
+RETRY_INTERVAL = 0.5
 LOOK_INTERVAL = 1
 HEARTBEAT_INTERVAL = 1
 MAINTENANCE_INTERVAL = 5
@@ -69,9 +73,12 @@ class PatientRetry(Retry):
         takes that for a changed key and begins again, without a wait of its own.
         """
 
-        def wait_and_fail(*error):
+        def wait_and_fail(error: Exception, *count: int) -> None:
+            if isinstance(error, redis.AuthenticationError):
+                # Redis is there, and won't change its mind.
+                raise error
             time.sleep(RETRY_INTERVAL)
-            fail(*error)
+            fail(error, *count)
 
         return super().call_with_retry(do, wait_and_fail, *args, **options)
 
@@ -94,26 +101,33 @@ class DueJobs(RQScheduler):
     def enqueue(self) -> None:
         """Queue what is due, unless another worker is just at it."""
         self.acquire_locks()
-        self.enqueue_scheduled_jobs()
-        self.release_locks()
+        try:
+            self.enqueue_scheduled_jobs()
+        finally:
+            self.release_locks()
 
 
-class Patient:
-    """A worker that waits while Redis is away or full, and stops between two jobs."""
+class Patient(BaseWorker):
+    """A worker that waits while Redis is away or full, and stops between two jobs.
 
-    def __init__(self, *args, **options):
-        # `worker_ttl` lets RQ wait for a job for a second at a time, and give up a silent
-        # connection after 11. Before each wait it runs the maintenance, if that is due.
-        options["worker_ttl"] = 16
-        options["maintenance_interval"] = 0
+    It makes the client that it is given as patient as itself.
+    """
+
+    def __init__(self, queues, *args, connection: redis.Redis | None = None, **options):
+        if connection is None:
+            connection = get_connection_from_queues(queues)
+        connection.set_retry(PatientRetry())
+        options["worker_ttl"] = WORKER_TTL
         options["job_monitoring_interval"] = JOB_MONITORING_INTERVAL
-        options["connection"].set_retry(PatientRetry())
         self.stop_requested = False
+        self.is_leaving = False
+        # The clock, when it last gave a sign of life. It has been away until now.
         self.last_seen = 0.0
+        # By `time.monotonic()`: now.
         self.next_heartbeat = 0.0
         self.next_look = 0.0
         self.next_maintenance = 0.0
-        super().__init__(*args, **options)
+        super().__init__(queues, *args, connection=connection, **options)
         self.due_jobs = DueJobs(self)
 
     def work(
@@ -167,9 +181,16 @@ class Patient:
         signal.setitimer(signal.ITIMER_REAL, STOP_TIMEOUT)
 
     def give_up(self, signum, frame) -> None:
-        """End at once, unless a job has arrived since."""
-        if self.get_state() != WorkerStatus.BUSY:
+        """End at once, unless a job is in hand that is to be finished."""
+        if self.is_leaving or self.get_state() != WorkerStatus.BUSY:
             os._exit(0)
+
+    def teardown(self) -> None:
+        """Say goodbye to Redis. A second signal comes here with a job in hand."""
+        self.is_leaving = True
+        if self.stop_requested:
+            self.limit_stop()
+        super().teardown()
 
     def check_for_suspension(self, burst: bool) -> None:
         """Wait while `rq suspend` is in force. RQ's own wait hears of no stop."""
@@ -179,6 +200,11 @@ class Patient:
             self.set_state(WorkerStatus.SUSPENDED)
             time.sleep(1)
 
+    @property
+    def should_run_maintenance_tasks(self) -> bool:
+        """Always true: when each task is due, the next method knows."""
+        return True
+
     def run_maintenance_tasks(self) -> None:
         """Do what is to be done between two jobs: RQ calls this before each wait for one."""
         if self.stop_requested:
@@ -187,6 +213,10 @@ class Patient:
             return
         self.next_look = time.monotonic() + LOOK_INTERVAL
         self.due_jobs.enqueue()
+        self.care_for_abandoned_jobs()
+
+    def care_for_abandoned_jobs(self) -> None:
+        """Run the maintenance of RQ, if it is due and this worker has been here for a while."""
         self.notice_absence()
         if time.monotonic() < self.next_maintenance:
             return
@@ -224,6 +254,11 @@ class PatientWorker(Patient, Worker):
 
 class PatientSimpleWorker(Patient, SimpleWorker):
     """Runs jobs in its own process: faster, but a job that crashes takes it along."""
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """Run a job. No sign of life comes from it meanwhile, but it has not been away."""
+        super().execute_job(job, queue)
+        self.last_seen = time.time()
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ def queue_jobs(jobs: list[dict], queue: rq.Queue) -> list[rq.job.Job]:
     """Queue all of `jobs` or none, and print in the background what happens to them."""
     ids = creator_6.new_job_ids(queue.connection, len(jobs))
     arguments = [(job["phoneNumber"], job["message"]) for job in jobs]
-    send, hooks = processor_7.send_notification, processor_7.HOOKS
+    hooks = processor_7.HOOKS
     queued = queue.enqueue_many(
-        queue.prepare_data(send, pair, job_id=job_id, **hooks)
+        queue.prepare_data(processor_7.send_notification, pair, job_id=job_id, **hooks)
         for pair, job_id in zip(arguments, ids)
     )
     for job in queued:
@@ -65,7 +65,9 @@ Handler = processor_7.Handler
 # The jobs that are followed, by their ids: each with all the handlers it has.
 Followed = dict[str, list[tuple[rq.job.Job, Handler]]]
 
-SILENCE = 1000  # milliseconds without news of its jobs after which a follower asks RQ
+SILENCE = (
+    1000  # milliseconds; so often a follower asks RQ for ends that it was not told
+)
 ENTRIES_AT_ONCE = 1000
 
 followers: list["Follower"] = []
@@ -106,8 +108,8 @@ def follower_of(queue: rq.Queue) -> "Follower":
         if follower.queue == queue and follower.connection is queue.connection:
             return follower
     follower = Follower(queue)
-    followers.append(follower)
     follower.start()
+    followers.append(follower)
     return follower
 
 
@@ -144,7 +146,7 @@ class Follower(threading.Thread):
         # Jobs of the latest calls, which it does not follow yet.
         self.newcomers: list[tuple[rq.job.Job, Handler]] = []
         self.followed: Followed = {}
-        self.last_news = time.monotonic()
+        self.next_question = time.monotonic() + SILENCE / 1000
         self.last_refusal = ""
 
     def run(self) -> None:
@@ -171,7 +173,7 @@ class Follower(threading.Thread):
         """Wait for events, and tell them."""
         try:
             self.admit_newcomers()
-            if time.monotonic() - self.last_news > SILENCE / 1000:
+            if time.monotonic() > self.next_question:
                 self.tell_lost_ends()
             # At its end Python waits for this thread, so it looks around twice as often.
             self.tell(self.read(SILENCE // 2), self.followed)
@@ -185,13 +187,13 @@ class Follower(threading.Thread):
 
     def admit_newcomers(self) -> None:
         """Follow the jobs of the latest calls, and tell what was read before they came."""
-        count = len(self.newcomers)
-        if count == 0:
+        latest = self.newcomers.copy()
+        if not latest:
             return
         newcomers: Followed = {}
-        for job, handler in self.newcomers[:count]:
+        for job, handler in latest:
             newcomers.setdefault(job.id, []).append((job, handler))
-        start = self.position_before(self.newcomers[:count])
+        start = self.position_before(latest)
         if self.position:
             self.tell(self.reread(start), newcomers)
         else:
@@ -199,8 +201,7 @@ class Follower(threading.Thread):
         for job_id, handlers in newcomers.items():
             self.followed.setdefault(job_id, []).extend(handlers)
         with followers_lock:
-            del self.newcomers[:count]
-        self.last_news = time.monotonic()
+            del self.newcomers[: len(latest)]
 
     def position_before(self, newcomers: list[tuple[rq.job.Job, Handler]]) -> str:
         """Return a position in the stream from before the jobs were created.
@@ -258,7 +259,6 @@ class Follower(threading.Thread):
         """Call the handlers of a job. A job that has ended is followed no more."""
         if event.job_id not in followed:
             return
-        self.last_news = time.monotonic()
         handlers = followed[event.job_id]
         if event.name in ("complete", "failed"):
             del followed[event.job_id]
@@ -271,7 +271,11 @@ class Follower(threading.Thread):
 
     def tell_lost_ends(self) -> None:
         """Tell the ends of jobs that are not in the stream: a killed job writes none."""
+        begin = time.monotonic()
         ends = self.ask_rq()
+        # Thousands of jobs take a while: a tenth of the time at most.
+        pause = max(SILENCE / 1000, 10 * (time.monotonic() - begin))
+        self.next_question = time.monotonic() + pause
         # What is in the stream by now comes first.
         entries = self.read()
         while entries:
@@ -279,10 +283,9 @@ class Follower(threading.Thread):
             entries = self.read()
         for event in ends:
             self.tell_event(event, self.followed)
-        self.last_news = time.monotonic()
 
     def ask_rq(self) -> list[Event]:
-        """Return the ends of the followed jobs that have ended, by one round trip."""
+        """Return the ends of the followed jobs that have ended: one round trip, if none."""
         jobs = [handlers[0][0] for handlers in self.followed.values()]
         with self.connection.pipeline(transaction=False) as pipe:
             for job in jobs:
@@ -305,10 +308,21 @@ def end_of(job: rq.job.Job, status: bytes | None) -> Event | None:
     if status is None:
         return Event(job.id, "failed", "the job is gone from Redis")
     if status.decode() == rq.job.JobStatus.FINISHED:
-        return Event(job.id, "complete", job.return_value())
+        return Event(job.id, "complete", result_of(job))
     if status.decode() in creator_6.FAILED:
         return Event(job.id, "failed", error_of(job) or status.decode())
     return None
+
+
+def result_of(job: rq.job.Job) -> object:
+    """Return what a job returned, None if that can't be read here."""
+    try:
+        return job.return_value()
+    except redis_client.AWAY:
+        raise
+    except Exception:
+        logger.exception("The result of job %s can't be read", job.id)
+        return None
 
 
 def error_of(job: rq.job.Job) -> str:

@@ -135,7 +135,9 @@ class NotificationPool(WorkerPool):
 
     def get_worker_process(self, name: str, **options) -> BaseProcess:
         """Return a process, not yet started, that is the worker `name`."""
-        return get_context("fork").Process(target=redis_client.run, args=(work, name))
+        queue_names = [queue.name for queue in self.queues]
+        arguments = work, name, queue_names, options["burst"]
+        return get_context("fork").Process(target=redis_client.run, args=arguments)
 
     def handle_dead_worker(self, worker_data: WorkerData) -> None:
         """End with exit status 1 after an error, instead of starting workers for ever.
@@ -148,15 +150,16 @@ class NotificationPool(WorkerPool):
             sys.exit(1)
 
 
-def work(name: str) -> None:
+def work(name: str, queue_names: list[str], burst: bool) -> None:
     """Be the worker `name` of the pool."""
     # A worker in the place of another inherits the signal handlers of the pool.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # Imported before the fork, the job's module is there in each work horse.
+    # The script that runs is `__main__`. RQ imports the module of a job by its name: done
+    # here, before the forks, each work horse has it.
     importlib.import_module("7_job_processor")
     client = redis_client.create_client()
-    processor_6.PatientWorker([QUEUE], name=name, connection=client).work()
+    processor_6.PatientWorker(queue_names, name=name, connection=client).work(burst)
 
 
 if __name__ == "__main__":

@@ -75,10 +75,10 @@ def respond(path: str) -> tuple[str, dict | list]:
     match path.removesuffix("/").split("/"):
         case ["", "list_products"]:
             return "200 OK", list_products
-        case ["", "list_products", item_id] if get_item_by_id(item_id):
-            return "200 OK", show_product(get_item_by_id(item_id))
-        case ["", "reserve_product", item_id] if get_item_by_id(item_id):
-            return "200 OK", reserve_product(get_item_by_id(item_id))
+        case ["", "list_products", item_id] if item := get_item_by_id(item_id):
+            return "200 OK", show_product(item)
+        case ["", "reserve_product", item_id] if item := get_item_by_id(item_id):
+            return "200 OK", reserve_product(item)
         case ["", "list_products" | "reserve_product", _]:
             return "404 Not Found", {"status": "Product not found"}
     return "404 Not Found", {"status": "Not found"}
@@ -222,12 +222,10 @@ class RequestHandler(WSGIRequestHandler):
         """Read a request, and send the answer of `app` to it."""
         self.raw_requestline = self.rfile.readline(65537)
         if len(self.raw_requestline) > 65536:
-            self.close_connection = True
-            self.requestline = self.request_version = self.command = ""
-            self.send_error(414)
+            self.refuse_long_line()
             return
         if not self.parse_request():
-            # It has sent an error.
+            # An error has been sent, or the line was empty.
             return
         content = io.BytesIO()
         handler = AnswerHandler(
@@ -238,6 +236,14 @@ class RequestHandler(WSGIRequestHandler):
         self.connection.settimeout(SEND_TIMEOUT)
         self.connection.sendall(content.getvalue())
         self.connection.settimeout(IDLE_TIMEOUT)
+
+    def refuse_long_line(self) -> None:
+        """Answer a request whose first line has no end."""
+        self.requestline = ""
+        self.request_version = ""
+        self.command = ""
+        self.send_error(414)
+        self.close_connection = True
 
     def parse_request(self) -> bool:
         """Read the head of a request; decide whether another may follow the answer."""
