@@ -64,6 +64,12 @@ def test_every_answer_of_the_table_to_the_byte(fake):
         assert (path, answer.status, answer.body) == (path, status, body)
 
 
+def test_a_trailing_slash_makes_no_difference(fake):
+    for method, path, status, body in TABLE:
+        answer = check(call(method, path + "/"))
+        assert (path, answer.status, answer.body) == (path, status, body)
+
+
 @pytest.mark.parametrize(("item_id", "quantity"), QUANTITIES.items())
 def test_a_product_gives_as_many_confirmations_as_it_has_units(fake, item_id, quantity):
     bodies = [call("GET", f"/reserve_product/{item_id}").body for _ in range(12)]
@@ -92,11 +98,12 @@ def test_sold_out_between_the_first_look_and_watch_is_noticed(fake, monkeypatch)
 
     def read_and_sell_out(item_id, connection=None):
         reserved = read(item_id, connection)
-        fake.set("item.1", 4)
+        if not connection:
+            fake.set("item.1", 4)
         return reserved
 
     monkeypatch.setattr(stock, "get_current_reserved_stock_by_id", read_and_sell_out)
-    assert not stock.reserve_one(stock.get_item_by_id(1))
+    assert call("GET", "/reserve_product/1").body == sold_out(1)
     assert fake.get("item.1") == b"4"
 
 
@@ -153,11 +160,10 @@ def test_only_an_id_as_the_list_spells_it_is_a_product(fake, route, item_id):
         "/",
         "/list_product",
         "/List_Products",
-        "/list_products/1/",
         "/reserve_product",
-    ]
-    + [
+        "/reserve_product/",
         "/list_products/1/2",
+        "/list_products/1//",
         "/../list_products",
         "/\xff",
         "/\0",
