@@ -3,12 +3,13 @@
 import http.client
 import signal
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import pytest
 from conftest import Script, port_of, starting_scripts
-from stock_service import ALL, LINE, confirmed, exchange, get, left, send
+from stock_service import ALL, LINE, NOT_ALLOWED, confirmed, exchange, get, left, send
 
 
 @pytest.fixture(scope="module")
@@ -134,23 +135,99 @@ def test_requests_sent_at_once_are_answered_in_their_order(serve, redis_server):
     assert received.index(left(1, 4)) < received.index(confirmed(1))
 
 
-@pytest.mark.parametrize(
-    ("head", "kept"),
-    [
-        ("HTTP/1.1\r\n", True),
-        ("HTTP/1.1\r\nConnection: close\r\n", False),
-        ("HTTP/1.0\r\n", False),
-        ("HTTP/1.0\r\nConnection: keep-alive\r\n", True),
-    ],
-)
-def test_a_connection_is_kept_if_the_client_says_so(service, head, kept):
+KEPT = [
+    "HTTP/1.1",
+    "HTTP/1.1\r\nConnection: keep-alive",
+    "HTTP/1.1\r\nConnection: TE",
+    "HTTP/1.1\r\nConnection: closed",
+]
+CLOSED = [
+    "HTTP/1.1\r\nConnection: close",
+    "HTTP/1.1\r\nCONNECTION:CLOSE",
+    "HTTP/1.1\r\nConnection: TE, close",
+    "HTTP/1.1\r\nConnection: close, TE",
+    "HTTP/1.1\r\nconnection: te ,Close",
+    "HTTP/1.1\r\nConnection: keep-alive, close",
+    "HTTP/1.1\r\nConnection: TE\r\nConnection: close",
+    "HTTP/1.1\r\nConnection: close\r\nConnection: keep-alive",
+    "HTTP/1.0",
+    "HTTP/1.0\r\nConnection: keep-alive",  # `ab -k`, which waits for the end
+    "HTTP/1.0\r\nConnection: Keep-Alive\r\nKeep-Alive: timeout=60",
+]
+AND_CLOSE = b"\r\nConnection: close\r\n"
+
+
+@pytest.mark.parametrize("head", KEPT)
+def test_a_connection_is_kept_for_the_next_request(service, head):
     _, port = service
-    requests = f"GET /list_products {head}\r\nGET / HTTP/1.0\r\n\r\n".encode()
-    received = send(port, requests).decode()  # the second ends it
-    first, *second = received.split("HTTP/1.1 ")[1:]
-    assert first.startswith("200 OK\r\n") and first.endswith(ALL)
-    assert ("Connection: close\r\n" in first) is not kept
-    assert [answer[:3] for answer in second] == ["404"] * kept
+    requests = f"GET /list_products {head}\r\n\r\nGET / HTTP/1.0\r\n\r\n"
+    received = send(port, requests.encode())  # the second ends it
+    first, second = received.split(b"HTTP/1.1 ")[1:]
+    assert first.startswith(b"200 OK\r\n") and AND_CLOSE not in first
+    assert second.startswith(b"404 Not Found\r\n") and AND_CLOSE in second
+
+
+@pytest.mark.parametrize("head", CLOSED)
+def test_a_client_that_asks_to_close_is_not_kept_waiting(service, head):
+    _, port = service
+    request = f"GET /list_products {head}\r\n\r\n".encode()
+    received = send(port, request)
+    assert received.startswith(b"HTTP/1.1 200 OK\r\n") and AND_CLOSE in received
+    assert received.endswith(b"\r\n\r\n" + ALL.encode())
+    assert send(port, request * 2).count(b"HTTP/1.1 ") == 1
+
+
+def test_the_end_of_a_connection_does_not_wait_for_the_client_to_end_it(service):
+    _, port = service
+    begin = time.monotonic()
+    for _ in range(20):
+        send(port, b"GET /list_products HTTP/1.0\r\n\r\n")
+    assert time.monotonic() - begin < 5
+
+
+HALVES = {
+    "in a path": b"GET /reserve_product/1",  # of /reserve_product/12, say
+    "in a version": b"GET /reserve_product/1 HTTP/1.",
+    "after the first line": b"GET /reserve_product/1 HTTP/1.1\r\n",
+    "after a header": b"GET /reserve_product/1%b" % LINE,
+    "in the name of a header": b"GET /reserve_product/1%bConnec" % LINE,
+    "in the value of a header": b"GET /reserve_product/1%bConnection: clo" % LINE,
+    "in the empty line": b"GET /reserve_product/1%b\r" % LINE,
+    "after the first line of HTTP/0.9": b"GET /reserve_product/1\r\n",
+}
+
+
+@pytest.mark.parametrize("half", HALVES.values(), ids=HALVES)
+def test_half_a_request_is_not_answered(service, shared_redis, half):
+    _, port = service
+    assert send(port, half, and_end=True) == b""
+    assert not shared_redis.client.exists("item.1")
+
+
+def test_half_a_request_sells_nothing_whether_client_or_service_ends(
+    serve, shared_redis
+):
+    script, port = serve(shared_redis.url)
+    with ExitStack() as stack:
+        for half in HALVES.values():
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.sendall(half)
+            connection = socket.create_connection(("127.0.0.1", port))
+            stack.enter_context(connection).sendall(half)
+        get(port, "/list_products")  # so the connections before this one are accepted
+        script.stop(signal.SIGTERM)
+        assert script.end() == 0
+    assert not shared_redis.client.exists("item.1")
+    assert script.errors == []
+
+
+def test_the_answer_to_a_post_of_3_mb_arrives_whole(service):
+    _, port = service
+    body = b"x" * 3_000_000
+    request = b"POST /list_products%bContent-Length: 3000000\r\n\r\n" % LINE + body
+    for _ in range(20):
+        for answer in exchange(port, request), get(port, "/", "POST", body):
+            assert (answer.status, answer.body) == (405, NOT_ALLOWED)
 
 
 HIDDEN = b"GET /reserve_product/1%b\r\n" % LINE
@@ -191,5 +268,5 @@ def test_a_request_hidden_in_a_body_is_never_answered(
     request = b"%b /list_products HTTP/1.1\r\n" % method + rest
     received = send(port, request)
     assert received.count(b"HTTP/1.1 ") == 1
-    assert b"\r\nConnection: close\r\n" in received
+    assert AND_CLOSE in received
     assert not shared_redis.client.exists("item.1")
