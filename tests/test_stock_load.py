@@ -159,6 +159,7 @@ def test_redis_that_takes_no_writes_is_503_and_is_asked_once(serve, redis_server
     assert (answer.status, answer.body) == (503, AWAY)
     redis_server.client.client_unpause()
     assert get(port, "/reserve_product/1").body == confirmed(1)
+    wait_until(lambda: script.errors)
     assert len(script.errors) == 1
 
 
@@ -240,6 +241,7 @@ def test_a_reservation_that_redis_does_not_confirm_is_503_and_not_tried_again(
         assert time.monotonic() - begin < 3
         assert (answer.status, answer.body) == (503, AWAY)
         assert redis_server.client.get("item.1") == reserved
+        wait_until(lambda: script.errors)
         assert len(script.errors) == 1
         if fault != "hangs":
             assert get(port, "/reserve_product/1").body == confirmed(1)
