@@ -1,8 +1,6 @@
 """A Redis that is away, or silent: every script goes on when it is back, or ends.
 
-These scenarios mostly wait, for seconds. So four of them run at a time, each in a thread;
-`scenario` collects them, and the test at the end looks at what became of each. What one
-prints is captured with the test that pytest is at just then: `pytest -s` shows it.
+All of these mostly wait, so all are scenarios: `scenarios.py` tells how they are played.
 """
 
 import os
@@ -10,23 +8,19 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
 import redis
+import scenarios
 from conftest import (
     CONNECTED,
     NOT_CONNECTED,
     ends_not_connected,
     free_port,
-    interrupted,
     port_of,
-    starting_redis,
-    starting_scripts,
     wait_until,
 )
 from jobs import (
@@ -39,29 +33,25 @@ from jobs import (
     wait_for_status,
 )
 from rq import Queue
+from scenarios import pause
 from scripts import AT_WORK, ENDING, SYNC_AND_ASYNC, start_until_at_work
 
 LIMIT = 15  # seconds in which a script goes on by itself
-SCENARIOS = []  # the two longest first
-
-
-def scenario(function: Callable) -> Callable:
-    SCENARIOS.append(function)
-    return function
+scenario = scenarios.Scenarios()
+outcomes = scenarios.outcomes
 
 
 class Proxy:
     """Forwards connections to a Redis, falls silent, or is away from a command on."""
 
     def __init__(self, port: int):
-        self.server = socket.create_server(("127.0.0.1", 0))
-        self.url = f"redis://127.0.0.1:{self.server.getsockname()[1]}"
         self.port = port
         self.silent: set[socket.socket] = set()
         self.away_from = b""  # the first command that is not forwarded, if any
         self.is_away = False
         self._open: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self.own_port = self._listen(0)
+        self.url = f"redis://127.0.0.1:{self.own_port}"
 
     def fall_silent(self) -> None:
         """Forward nothing more of the connections there are; later ones work."""
@@ -69,25 +59,25 @@ class Proxy:
 
     def come_back(self) -> None:
         self.away_from, self.is_away = b"", False
+        self._listen(self.own_port)
 
     def close(self) -> None:
         with suppress(OSError):  # macOS refuses this, and needs only the close
             self.server.shutdown(socket.SHUT_RDWR)  # or the thread accepts for ever
         self.server.close()
-        self._close_all()
-
-    def _close_all(self) -> None:
         for connection in self._open:
             with suppress(OSError):  # its client has closed it
                 connection.shutdown(socket.SHUT_RDWR)
 
-    def _accept(self) -> None:
+    def _listen(self, port: int) -> int:
+        self.server = server = socket.create_server(("127.0.0.1", port))
+        threading.Thread(target=self._accept, args=[server], daemon=True).start()
+        return server.getsockname()[1]
+
+    def _accept(self, server: socket.socket) -> None:
         with suppress(OSError):  # the proxy is closed
             while True:
-                client, _ = self.server.accept()
-                if self.is_away:
-                    client.close()
-                    continue
+                client, _ = server.accept()
                 redis_side = socket.create_connection(("127.0.0.1", self.port))
                 self._open += client, redis_side
                 for pair in (client, redis_side), (redis_side, client):
@@ -97,8 +87,8 @@ class Proxy:
         with suppress(OSError):
             while data := source.recv(65536):
                 if self.away_from and self.away_from in data:
+                    self.close()
                     self.is_away = True
-                    self._close_all()
                 if source not in self.silent:
                     target.sendall(data)
             if source not in self.silent:
@@ -224,7 +214,7 @@ def a_processor_outlives_an_absence_of_redis(start, start_redis):
     jobs = queue_sleep(server, 0.5)
     wait_for_status(server, jobs, "started")
     server.stop()
-    time.sleep(1)  # the jobs end meanwhile, and their work horses wait to tell
+    pause(1)  # the jobs end meanwhile, and their work horses wait to tell
     server.start()
     wait_for_status(server, jobs, "finished")
     wait_for_status(server, queue_sleep(server, 0), "finished")
@@ -260,7 +250,7 @@ def a_processor_stopped_while_redis_is_away_keeps_the_job_until_it_is_back(
     wait_for_status(server, jobs, "started")
     server.stop()
     processor.stop(signal.SIGTERM)
-    time.sleep(1)  # the work horse is done by now, and can't tell
+    pause(1)  # the work horse is done by now, and can't tell
     assert processor.process.poll() is None
     server.start()
     assert processor.end() == 0
@@ -346,26 +336,6 @@ def ctrl_c_ends_every_script_that_works_or_waits(start, start_redis):
         assert "Traceback" not in "\n".join(script.errors)
 
 
-@pytest.fixture(scope="module")
-def outcomes(request, tmp_path_factory):
-    """The chosen scenarios, as futures. Four run at a time."""
-
-    def play(function, folder):
-        with starting_scripts() as start, starting_redis(folder) as start_redis:
-            function(start, start_redis)
-
-    items = [item for item in request.session.items if item.path == request.path]
-    chosen = [item.callspec.params["function"] for item in items]
-    pool = ThreadPoolExecutor(4)
-    yield {
-        function: pool.submit(play, function, tmp_path_factory.mktemp("redis"))
-        for function in chosen
-    }
-    interrupted.set()  # after Ctrl-C, or the first failure with -x
-    pool.shutdown(cancel_futures=True)
-    interrupted.clear()
-
-
-@pytest.mark.parametrize("function", SCENARIOS)
+@pytest.mark.parametrize("function", scenario.collected)
 def test_that(function, outcomes):
     outcomes[function].result()
