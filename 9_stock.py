@@ -104,8 +104,7 @@ CLOSE_TIMEOUT = 1  # second in which the rest of a request is read before the en
 
 def app(environ: dict, start_response: Callable) -> list[bytes]:
     """Answer a request, in JSON whatever happens. Any WSGI server can call this."""
-    status, body = answer(environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
-    content = json.dumps(body, separators=(",", ":")).encode()
+    status, content = answer(environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
     headers = [
         ("Content-Type", JSON),
         ("Content-Length", str(len(content))),
@@ -117,19 +116,26 @@ def app(environ: dict, start_response: Callable) -> list[bytes]:
     return [content]
 
 
-def answer(method: str, path: str) -> tuple[str, dict | list]:
+def answer(method: str, path: str) -> tuple[str, bytes]:
     """Return status and body of the answer to any request, and to any error."""
     if method not in ("GET", "HEAD"):
-        return "405 Method Not Allowed", {"status": "Method not allowed"}
+        return "405 Method Not Allowed", to_json({"status": "Method not allowed"})
     try:
-        return respond(path)
+        status, body = respond(path)
+        return status, to_json(body)
     except redis.RedisError as error:
         logger.warning("Stock is not available: %s", error)
-        status = "Stock is not available right now"
-        return "503 Service Unavailable", {"status": status}
+        body = {"status": "Stock is not available right now"}
+        return "503 Service Unavailable", to_json(body)
     except Exception:
         logger.exception("Unforeseen error")
-        return "500 Internal Server Error", {"status": "Internal server error"}
+        body = {"status": "Internal server error"}
+        return "500 Internal Server Error", to_json(body)
+
+
+def to_json(body: dict | list) -> bytes:
+    """Return a body as Express writes it, without spaces."""
+    return json.dumps(body, separators=(",", ":")).encode()
 
 
 def open_server(port: str) -> "Server":
@@ -184,6 +190,7 @@ class Server(ThreadingMixIn, WSGIServer):
     def server_close(self) -> None:
         """Stop to listen, and wait for the answers in hand. No request begins any more."""
         self.is_stopping = True
+        # This wakes the threads that wait for a request.
         for connection in self.connections.copy():
             try:
                 connection.shutdown(socket.SHUT_RD)
@@ -197,14 +204,16 @@ class RequestHandler(WSGIRequestHandler):
     """Answers the requests of a connection, one after the other."""
 
     protocol_version = "HTTP/1.1"
+    # A request without a version gets an answer with a status line all the same.
     default_request_version = "HTTP/1.0"
     timeout = IDLE_TIMEOUT
+    # No buffer for `rfile`: the one below has its own.
     rbufsize = 0
     error_content_type = JSON
     error_message_format = '{"status":"%(explain)s"}'
 
     def setup(self) -> None:
-        """Let half a line, after which a client has left, be an error."""
+        """Read whole lines only. Where a client has left in the middle is an error."""
         super().setup()
         self.rfile = WholeLines(self.rfile)
 
@@ -229,13 +238,24 @@ class RequestHandler(WSGIRequestHandler):
             return
         content = io.BytesIO()
         handler = AnswerHandler(
-            self.rfile, content, self.get_stderr(), self.get_environ(), multithread=True
+            self.rfile, content, self.get_stderr(), self.get_environ()
         )
         handler.request_handler = self
         handler.run(self.server.get_app())
+        self.send(content.getvalue())
+
+    def send(self, content: bytes) -> None:
+        """Send an answer in one piece. Raises OSError when the client does not take it.
+
+        wsgiref would take that for an error of the application.
+        """
         self.connection.settimeout(SEND_TIMEOUT)
-        self.connection.sendall(content.getvalue())
+        self.connection.sendall(content)
         self.connection.settimeout(IDLE_TIMEOUT)
+
+    def handle_expect_100(self) -> bool:
+        """Ask for no body, as the answer needs none."""
+        return True
 
     def refuse_long_line(self) -> None:
         """Answer a request whose first line has no end."""
@@ -263,10 +283,10 @@ class RequestHandler(WSGIRequestHandler):
         """Tell whether a body may follow, which would be taken for the next request."""
         if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
             return True
-        # These may hide in what Python's parser could not make a header of, or folded.
-        if self.headers.defects or self.headers.get_payload():
-            return True
-        return "\n" in "".join(self.headers.values())
+        # These may hide in what Python's parser could make no header of, or has folded.
+        has_no_header = self.headers.defects or self.headers.get_payload()
+        is_folded = "\n" in "".join(self.headers.values())
+        return bool(has_no_header or is_folded)
 
     def log_message(self, *args) -> None:
         """Log no requests."""
@@ -278,7 +298,7 @@ class AnswerHandler(ServerHandler):
     http_version = "1.1"
 
     def start_response(self, *args) -> Callable:
-        """Begin the answer. An application must not set this header itself."""
+        """Begin the answer; say that the connection ends, if it does."""
         write = super().start_response(*args)
         if self.request_handler.close_connection:
             self.headers["Connection"] = "close"

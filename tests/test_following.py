@@ -1,8 +1,10 @@
 """What is told of jobs, on fakeredis: the events in the stream, and who follows them."""
 
 import importlib
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from conftest import wait_until
@@ -224,6 +226,37 @@ def test_a_lost_end_has_the_result_that_rq_has(queue):
     work(queue.connection, queue)
     wait_for_followers()
     assert heard == [("complete", 42)]
+
+
+def test_a_result_that_cannot_be_read_here_keeps_no_other_end_back(queue, caplog):
+    class Thing:
+        pass
+
+    Thing.__module__, Thing.__qualname__ = "gone", "Thing"
+    sys.modules["gone"] = SimpleNamespace(Thing=Thing)
+    first, second = Heard(), Heard()
+    jobs = [queue.enqueue("copy.copy", result) for result in (Thing(), 42)]
+    work(queue.connection, queue)
+    del sys.modules["gone"]
+    creator_7.follow(jobs[:1], queue, first)
+    creator_7.follow(jobs[1:], queue, second)
+    wait_for_followers()
+    assert (first, second) == ([("complete", None)], [("complete", 42)])
+    assert [record.exc_info[0] for record in logged(caplog)] == [ModuleNotFoundError]
+
+
+def test_news_of_one_job_do_not_keep_the_lost_end_of_another_back(queue):
+    lost, busy = Heard(), Heard()
+    creator_7.follow([queue.enqueue("time.time")], queue, lost)
+    creator_7.follow([queue.enqueue("time.time", job_id="busy")], queue, busy)
+    queue.connection.delete(queue.jobs[0].key)
+
+    def report_and_look():
+        processor_7.Event("busy", "progress", 50).write(queue.connection, "q")
+        return lost
+
+    wait_until(report_and_look)
+    assert lost == [("failed", "the job is gone from Redis")]
 
 
 @pytest.mark.parametrize(

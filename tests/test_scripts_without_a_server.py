@@ -2,6 +2,7 @@
 
 import importlib
 import threading
+from datetime import datetime, timedelta
 
 import pytest
 from conftest import CONNECTED, wait_until
@@ -131,6 +132,13 @@ def test_job_functions_can_be_called_without_a_worker(capsys):
     error = processor.processor_6.NotificationError
     with pytest.raises(error, match="^Phone number 4153518781 is blacklisted$"):
         processor.send_notification("4153518781", "hello")
+
+
+def test_a_clock_that_is_set_back_keeps_no_worker_from_its_tasks(fake_redis):
+    processor_6 = importlib.import_module("6_job_processor")
+    worker = processor_6.PatientSimpleWorker([Queue("q", connection=fake_redis)])
+    worker.last_cleaned_at = datetime.now().astimezone() + timedelta(hours=1)
+    assert worker.should_run_maintenance_tasks
 
 
 def test_hash_functions_take_any_hash(fake_redis, capsys, monkeypatch):

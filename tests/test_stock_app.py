@@ -190,6 +190,13 @@ def test_an_unforeseen_error_is_500_and_logged_with_its_traceback(fake, caplog):
     assert [record.exc_info[0] for record in caplog.records] == [ValueError, ValueError]
 
 
+def test_a_body_that_json_does_not_know_is_500(fake, monkeypatch, caplog):
+    monkeypatch.setattr(stock, "show_product", lambda item: {"currentQuantity": b"1"})
+    answer = check(call("GET", "/list_products/1"))
+    assert (answer.status, answer.body) == (500, '{"status":"Internal server error"}')
+    assert [record.exc_info[0] for record in caplog.records] == [TypeError]
+
+
 def test_without_redis_stock_is_503_and_the_list_is_not(monkeypatch, caplog):
     client = redis.Redis(port=free_port(), retry=None)
     monkeypatch.setattr(stock, "client", client)

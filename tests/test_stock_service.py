@@ -157,7 +157,14 @@ def test_ctrl_c_and_sigterm_end_it_while_50_clients_send_much_and_read_nothing(
         assert_end_well(services)
 
 
-def test_ctrl_c_and_sigterm_end_it_while_an_answer_finds_no_room(start, shared_redis):
+@pytest.mark.parametrize(
+    "request_",
+    [REQUEST, REQUEST.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n")],
+    ids=["of any kind", "to go on"],
+)
+def test_ctrl_c_and_sigterm_end_it_while_an_answer_finds_no_room(
+    start, shared_redis, request_
+):
     services = serve_two(start, shared_redis.url)
     with ExitStack() as stack:
         for _, port in services:
@@ -166,7 +173,7 @@ def test_ctrl_c_and_sigterm_end_it_while_an_answer_finds_no_room(start, shared_r
             connection.connect(("127.0.0.1", port))
             connection.settimeout(0.3)
             with pytest.raises(TimeoutError):  # the service reads no more of it
-                connection.sendall(REQUEST * 100_000)
+                connection.sendall(request_ * 100_000)
         assert_end_well(services)
 
 

@@ -219,6 +219,26 @@ def a_job_in_hand_is_not_cut_short_by_the_time_for_a_stop(start, start_redis):
 
 
 @scenario
+def a_second_ctrl_c_ends_workers_with_a_job_in_hand_while_redis_is_away(
+    start, start_redis
+):
+    server = start_redis()
+    with all_workers(start, server) as scripts:
+        jobs = [queue.enqueue("time.sleep", 60) for queue in queues(server)]
+        wait_for_status(server, jobs, "started")
+        server.process.kill()
+        server.process.wait()
+        for script in scripts:
+            script.stop(signal.SIGINT)
+        pause(1.1)  # RQ takes a second signal within a second for the same
+        for script in scripts[:2]:
+            script.stop(signal.SIGINT)
+        for script in scripts[:2]:
+            script.end(timeout=3)
+            assert script.processes() == []
+
+
+@scenario
 def a_second_ctrl_c_gives_the_job_in_hand_up(start, start_redis):
     server = start_redis()
     processors = start_processors(start, server, *QUEUES)
