@@ -229,7 +229,8 @@ class Follower(threading.Thread):
             )
         except redis_client.REFUSED as error:
             self.report_refusal(error)
-            time.sleep(SILENCE / 1000)
+            if block is not None:
+                time.sleep(block / 1000)
             return []
         if not found:
             return []

@@ -55,14 +55,14 @@ def test_phone_number_and_message_hold_any_text(start, redis_server, capsys, tex
     assert processor.lines == sent
 
 
-CREATOR_OF_500 = """
+CREATOR_OF_250 = """
 import importlib, sys
 from rq import Queue
 connection = importlib.import_module("0_redis_client").create_client()
 job_script = importlib.import_module("8_job")
-jobs = [{"phoneNumber": "4153518743", "message": f"{sys.argv[1]} {n}"} for n in range(500)]
+jobs = [{"phoneNumber": "4153518743", "message": f"{sys.argv[1]} {n}"} for n in range(250)]
 queue = Queue("push_notification_code_2", connection=connection)
-for n in range(0, 500, 50):
+for n in range(0, 250, 50):
     job_script.create_push_notifications_jobs(jobs[n:n + 50], queue)
 job_script.creator_7.wait_for_jobs()
 """
@@ -70,7 +70,7 @@ job_script.creator_7.wait_for_jobs()
 
 def test_four_creators_and_two_processors_at_once(start, redis_server):
     processors = start_processors(start, redis_server, *["7_job_processor.py"] * 2)
-    command = "-c", CREATOR_OF_500
+    command = "-c", CREATOR_OF_250
     creators = [
         Script(
             sys.executable,
@@ -86,14 +86,14 @@ def test_four_creators_and_two_processors_at_once(start, redis_server):
         assert creator.end(timeout=60) == 0
         assert creator.errors == []
         told = told_of_each_job(creator.lines)
-        assert len(told) == 500
+        assert len(told) == 250
         for job_id, texts in told.items():
             assert texts == ["0% complete", "50% complete", "completed"]
             created = creator.lines.index(f"Notification job created: {job_id}")
             progress = creator.lines.index(f"Notification job {job_id} 0% complete")
             assert created < progress
         ids.update(told)
-    assert len(ids) == 2000
+    assert len(ids) == 1000
     sent = collections.Counter(line for script in processors for line in script.lines)
-    assert len(sent) == 2000
+    assert len(sent) == 1000
     assert set(sent.values()) == {1}
