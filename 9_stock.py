@@ -97,6 +97,7 @@ def main() -> None:
 logger = redis_client.logger
 
 JSON = "application/json; charset=utf-8"
+JSON_ENCODER = json.JSONEncoder(separators=(",", ":"))
 IDLE_TIMEOUT = 5  # seconds until a connection without a request is dropped
 SEND_TIMEOUT = 1  # second in which a client must take an answer
 CLOSE_TIMEOUT = 1  # second in which the rest of a request is read before the end
@@ -105,11 +106,9 @@ CLOSE_TIMEOUT = 1  # second in which the rest of a request is read before the en
 def app(environ: dict, start_response: Callable) -> list[bytes]:
     """Answer a request, in JSON whatever happens. Any WSGI server can call this."""
     status, content = answer(environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
-    headers = [
-        ("Content-Type", JSON),
-        ("Content-Length", str(len(content))),
-        ("Allow", "GET, HEAD"),
-    ]
+    headers = [("Content-Type", JSON), ("Content-Length", str(len(content)))]
+    if status.startswith("405"):
+        headers.append(("Allow", "GET, HEAD"))
     start_response(status, headers)
     if environ["REQUEST_METHOD"] == "HEAD":
         return []
@@ -135,7 +134,7 @@ def answer(method: str, path: str) -> tuple[str, bytes]:
 
 def to_json(body: dict | list) -> bytes:
     """Return a body as Express writes it, without spaces."""
-    return json.dumps(body, separators=(",", ":")).encode()
+    return JSON_ENCODER.encode(body).encode()
 
 
 def open_server(port: str) -> "Server":
@@ -284,9 +283,9 @@ class RequestHandler(WSGIRequestHandler):
         if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
             return True
         # These may hide in what Python's parser could make no header of, or has folded.
-        has_no_header = self.headers.defects or self.headers.get_payload()
-        is_folded = "\n" in "".join(self.headers.values())
-        return bool(has_no_header or is_folded)
+        if self.headers.defects or self.headers.get_payload():
+            return True
+        return "\n" in "".join(self.headers.values())
 
     def log_message(self, *args) -> None:
         """Log no requests."""
@@ -296,6 +295,8 @@ class AnswerHandler(ServerHandler):
     """Calls the application for one request, and tells of the connection's end."""
 
     http_version = "1.1"
+    # It need not say which server it is.
+    server_software = None
 
     def start_response(self, *args) -> Callable:
         """Begin the answer; say that the connection ends, if it does."""
