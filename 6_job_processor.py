@@ -121,6 +121,8 @@ class Patient(BaseWorker):
         options["job_monitoring_interval"] = JOB_MONITORING_INTERVAL
         self.stop_requested = False
         self.is_leaving = False
+        self.is_done = False
+        self.jobs_taken = 0
         # The clock, when it last gave a sign of life. It has been away until now.
         self.last_seen = 0.0
         # By `time.monotonic()`: now.
@@ -141,10 +143,20 @@ class Patient(BaseWorker):
         worked = super().work(burst, **options)
         # What limits a stop must not end what comes after the worker.
         signal.setitimer(signal.ITIMER_REAL, 0)
-        has_an_end = burst or options.get("max_jobs") or options.get("max_idle_time")
-        if not has_an_end and not self.stop_requested:
+        if self.jobs_taken == options.get("max_jobs"):
+            self.is_done = True
+        if not self.is_done and not self.stop_requested:
             sys.exit(1)
         return worked
+
+    def dequeue_job_and_maintain_ttl(self, timeout, max_idle_time=None):
+        """Wait for a job. If none comes, a burst or an idle worker is done."""
+        result = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+        if result is None:
+            self.is_done = True
+        else:
+            self.jobs_taken += 1
+        return result
 
     def request_stop(self, signum, frame) -> None:
         """Note that the worker is to stop.
@@ -196,6 +208,7 @@ class Patient(BaseWorker):
         """Wait while `rq suspend` is in force. RQ's own wait hears of no stop."""
         while is_suspended(self.connection, self) and not self.stop_requested:
             if burst:
+                self.is_done = True
                 raise StopRequested
             self.set_state(WorkerStatus.SUSPENDED)
             time.sleep(1)

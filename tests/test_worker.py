@@ -447,6 +447,24 @@ def test_workers_of_the_pool_of_rq_stop_without_losing_a_job(redis_server):
             assert 0 < len(queue) == 2000 - queue.finished_job_registry.count
 
 
+@scenario.given(options="--burst")
+@scenario.given(options="--burst --max-jobs 2")
+@scenario.given(options="--max-idle-time 1")
+def a_worker_that_is_done_ends_with_status_0_and_after_an_error_with_1(
+    start, start_redis, options
+):
+    server = start_redis()
+    command = f"worker --quiet {options} -w 6_job_processor.PatientSimpleWorker q"
+    queue = Queue("q", connection=server.rq_connection)
+    jobs = [queue.enqueue("time.time") for _ in range(3)]
+    with rq_command(command, server.url) as worker:
+        assert worker.end() == 0
+    assert [status(server, job) for job in jobs[:2]] == ["finished"] * 2
+    url = server.url_of_user("+@all", "-blmove", "-lmove")
+    with rq_command(command, url) as worker:
+        assert worker.end() == 1
+
+
 @pytest.mark.parametrize("function", scenario.collected)
 def test_that(function, outcomes):
     outcomes[function].result()
