@@ -256,7 +256,10 @@ class Patient(BaseWorker):
         self.last_seen = now
 
     def handle_exception(self, job: Job, *exc_info) -> None:
-        """Log the error of a job with its traceback, unless it was to be expected."""
+        """Log the error of a job with its traceback, unless it was to be expected.
+
+        Nor does an expected one come to the exception handlers that a worker may be given.
+        """
         if not issubclass(exc_info[0], NotificationError):
             super().handle_exception(job, *exc_info)
 

@@ -65,9 +65,8 @@ Handler = processor_7.Handler
 # The jobs that are followed, by their ids: each with all the handlers it has.
 Followed = dict[str, list[tuple[rq.job.Job, Handler]]]
 
-SILENCE = (
-    1000  # milliseconds; so often a follower asks RQ for ends that it was not told
-)
+# In seconds. So often a follower asks RQ for ends that it was not told.
+SILENCE = 1
 ENTRIES_AT_ONCE = 1000
 
 followers: list["Follower"] = []
@@ -146,7 +145,7 @@ class Follower(threading.Thread):
         # Jobs of the latest calls, which it does not follow yet.
         self.newcomers: list[tuple[rq.job.Job, Handler]] = []
         self.followed: Followed = {}
-        self.next_question = time.monotonic() + SILENCE / 1000
+        self.next_question = time.monotonic() + SILENCE
         self.last_refusal = ""
 
     def run(self) -> None:
@@ -176,7 +175,7 @@ class Follower(threading.Thread):
             if time.monotonic() > self.next_question:
                 self.tell_lost_ends()
             # At its end Python waits for this thread, so it looks around twice as often.
-            self.tell(self.read(SILENCE // 2), self.followed)
+            self.tell(self.read(wait=SILENCE / 2), self.followed)
         except redis_client.AWAY:
             # The stream keeps what happens until Redis is back.
             time.sleep(0.5)
@@ -221,16 +220,18 @@ class Follower(threading.Thread):
             self.report_refusal(error)
             return []
 
-    def read(self, block: int | None = None) -> list[tuple[bytes, dict]]:
-        """Return the next entries of the stream; wait `block` milliseconds for some."""
+    def read(self, wait: float = 0) -> list[tuple[bytes, dict]]:
+        """Return the next entries of the stream; wait up to `wait` seconds for some."""
+        block = None
+        if wait > 0:
+            block = int(1000 * wait)
         try:
             found = self.connection.xread(
                 {self.stream: self.position}, ENTRIES_AT_ONCE, block
             )
         except redis_client.REFUSED as error:
             self.report_refusal(error)
-            if block is not None:
-                time.sleep(block / 1000)
+            time.sleep(wait)
             return []
         if not found:
             return []
@@ -275,7 +276,7 @@ class Follower(threading.Thread):
         begin = time.monotonic()
         ends = self.ask_rq()
         # Thousands of jobs take a while: a tenth of the time at most.
-        pause = max(SILENCE / 1000, 10 * (time.monotonic() - begin))
+        pause = max(SILENCE, 10 * (time.monotonic() - begin))
         self.next_question = time.monotonic() + pause
         # What is in the stream by now comes first.
         entries = self.read()

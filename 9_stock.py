@@ -31,14 +31,14 @@ def get_item_by_id(item_id: int | str) -> dict | None:
     return items.get(str(item_id))
 
 
-def reserve_stock_by_id(item_id: int, stock: int, connection=None) -> None:
+def reserve_stock_by_id(item_id: int, stock: int, connection=client) -> None:
     """Set the number of reserved units. Twin of `reserveStockById`."""
-    (connection or client).set(f"item.{item_id}", stock)
+    connection.set(f"item.{item_id}", stock)
 
 
-def get_current_reserved_stock_by_id(item_id: int, connection=None) -> int:
+def get_current_reserved_stock_by_id(item_id: int, connection=client) -> int:
     """Return the number of reserved units. Twin of `getCurrentReservedStockById`."""
-    return int((connection or client).get(f"item.{item_id}") or 0)
+    return int(connection.get(f"item.{item_id}") or 0)
 
 
 def show_product(item: dict) -> dict:

@@ -25,7 +25,7 @@ def queue(monkeypatch) -> Iterator[Queue]:
     connection = fakeredis.FakeRedis()
     queue = Queue("push_notification_code_3", connection=connection)
     # What follows the jobs asks for lost ones every 10 ms; it makes clear() quick.
-    monkeypatch.setattr(job_script.creator_7, "SILENCE", 10)
+    monkeypatch.setattr(job_script.creator_7, "SILENCE", 0.01)
     yield queue
     # queue.testMode.clear(), so that nothing waits for a job any more
     connection.flushall()

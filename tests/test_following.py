@@ -21,7 +21,7 @@ BLACKLISTED = {"phoneNumber": "4153518780", "message": "hello"}
 @pytest.fixture
 def queue(fake_redis, monkeypatch):
     """A queue whose follower asks RQ soon."""
-    monkeypatch.setattr(creator_7, "SILENCE", 20)
+    monkeypatch.setattr(creator_7, "SILENCE", 0.02)
     yield Queue("q", connection=fake_redis)
     fake_redis.flushall()  # what is not done by now counts as failed
     wait_for_followers()

@@ -31,7 +31,7 @@ from stock_service import (
 def fake(monkeypatch) -> fakeredis.FakeRedis:
     """An empty fakeredis that the application uses."""
     client = fakeredis.FakeRedis(server=fakeredis.FakeServer())
-    monkeypatch.setattr(stock, "client", client)
+    monkeypatch.setattr(stock.client, "connection_pool", client.connection_pool)
     return client
 
 
@@ -82,8 +82,8 @@ def test_a_product_gives_as_many_confirmations_as_it_has_units(fake, item_id, qu
 def test_a_lost_race_is_tried_again(fake, monkeypatch):
     read = stock.get_current_reserved_stock_by_id
 
-    def read_and_lose_once(item_id, connection=None):
-        reserved = read(item_id, connection)
+    def read_and_lose_once(item_id, *connection):
+        reserved = read(item_id, *connection)
         if connection and not reserved:
             fake.set("item.1", 1)
         return reserved
@@ -96,8 +96,8 @@ def test_a_lost_race_is_tried_again(fake, monkeypatch):
 def test_sold_out_between_the_first_look_and_watch_is_noticed(fake, monkeypatch):
     read = stock.get_current_reserved_stock_by_id
 
-    def read_and_sell_out(item_id, connection=None):
-        reserved = read(item_id, connection)
+    def read_and_sell_out(item_id, *connection):
+        reserved = read(item_id, *connection)
         if not connection:
             fake.set("item.1", 4)
         return reserved
@@ -199,7 +199,7 @@ def test_a_body_that_json_does_not_know_is_500(fake, monkeypatch, caplog):
 
 def test_without_redis_stock_is_503_and_the_list_is_not(monkeypatch, caplog):
     client = redis.Redis(port=free_port(), retry=None)
-    monkeypatch.setattr(stock, "client", client)
+    monkeypatch.setattr(stock.client, "connection_pool", client.connection_pool)
     for path in "/list_products/1", "/reserve_product/1":
         answer = check(call("GET", path))
         assert (answer.status, answer.body) == (503, AWAY)
