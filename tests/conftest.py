@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -26,6 +27,33 @@ CONNECTED = "Redis client connected to the server"
 NOT_CONNECTED = "Redis client not connected to the server: "
 
 interrupted = threading.Event()  # set, it lets all that waits in threads give up
+
+
+SCENARIOS_AT_A_TIME = 4
+
+
+def is_scenario(item: pytest.Item) -> bool:
+    """Tell whether a test looks at what became of a scenario: see `scenarios.py`."""
+    return "outcomes" in item.fixturenames
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the scenarios come last."""
+    items.sort(key=is_scenario)
+
+
+@pytest.fixture(scope="session")
+def outcomes(request, tmp_path_factory) -> Iterator[dict[Callable, Future]]:
+    """What becomes of the scenarios that are chosen, by `-k` for example."""
+    tests = [item for item in request.session.items if is_scenario(item)]
+    pool = ThreadPoolExecutor(SCENARIOS_AT_A_TIME)
+    yield {
+        scenario: pool.submit(scenario.play, tmp_path_factory.mktemp("redis"))
+        for scenario in [test.callspec.params["scenario"] for test in tests]
+    }
+    interrupted.set()  # after Ctrl-C, or the first failure with -x
+    pool.shutdown(cancel_futures=True)
+    interrupted.clear()
 
 
 def wait_until(

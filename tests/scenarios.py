@@ -3,29 +3,25 @@
 A file collects its scenarios, and one test looks at what became of each:
 
     scenario = Scenarios()
-    outcomes = scenarios.outcomes  # pytest looks for fixtures in the file
 
     @scenario
     def a_job_is_done(start, start_redis): ...
 
-    @pytest.mark.parametrize("function", scenario.collected)
-    def test_that(function, outcomes):
-        outcomes[function].result()
+    @pytest.mark.parametrize("scenario", scenario.collected)
+    def test_that(scenario, outcomes):
+        outcomes[scenario].result()
 
-They are begun in the order of the file: the longest come first. Ordinary tests stand before
-`test_that`, and so have the machine for themselves. What a scenario prints is captured with
-the test that pytest is at just then: `pytest -s` shows it.
+Those of all files are played together, in their order, after all ordinary tests: these have
+the machine for themselves. What a scenario prints is captured with the test that pytest is
+at just then: `pytest -s` shows it.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import interrupted, starting_redis, starting_scripts
-
-AT_A_TIME = 4
 
 
 class Scenarios:
@@ -41,7 +37,7 @@ class Scenarios:
         words = [function.__name__]
         for name, value in arguments.items():
             words.append(f"{name}={getattr(value, 'name', value)}")
-        call = partial(function, **arguments)
+        call = Scenario(function, **arguments)
         self.collected.append(pytest.param(call, id="-".join(words)))
         return function
 
@@ -50,28 +46,16 @@ class Scenarios:
         return partial(self, **arguments)
 
 
+class Scenario(partial):
+    """A function with its arguments."""
+
+    def play(self, folder: Path) -> None:
+        """Play it with a folder for its Redis servers, and end what it has started."""
+        with starting_scripts() as start, starting_redis(folder) as start_redis:
+            self(start, start_redis)
+
+
 def pause(seconds: float) -> None:
     """Sleep in a scenario, which gives up when the tests are interrupted."""
     if interrupted.wait(seconds):
         pytest.fail("interrupted")
-
-
-def play(scenario: Callable, folder: Path) -> None:
-    """Play a scenario, and end what it has started."""
-    with starting_scripts() as start, starting_redis(folder) as start_redis:
-        scenario(start, start_redis)
-
-
-@pytest.fixture(scope="module")
-def outcomes(request, tmp_path_factory) -> Iterator[dict[Callable, Future]]:
-    """What becomes of those scenarios of a file that are chosen, by `-k` for example."""
-    items = [item for item in request.session.items if item.path == request.path]
-    tests = [item for item in items if "outcomes" in item.fixturenames]
-    pool = ThreadPoolExecutor(AT_A_TIME)
-    yield {
-        function: pool.submit(play, function, tmp_path_factory.mktemp("redis"))
-        for function in [test.callspec.params["function"] for test in tests]
-    }
-    interrupted.set()  # after Ctrl-C, or the first failure with -x
-    pool.shutdown(cancel_futures=True)
-    interrupted.clear()

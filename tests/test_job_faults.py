@@ -1,4 +1,8 @@
-"""The job scripts through faults, on a real Redis: kills, restarts, a full Redis."""
+"""The job scripts through faults, on a real Redis: kills, restarts, a full Redis.
+
+Most of them wait, so these are scenarios: `scenarios.py` tells how they are played. What
+runs jobs in this process needs the main thread of it, and is an ordinary test.
+"""
 
 import importlib
 import os
@@ -6,9 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 import redis
+import scenarios
 from conftest import ROOT, Script, wait_until
 from jobs import (
     let_jobs_in_hand_look_abandoned,
@@ -16,7 +22,7 @@ from jobs import (
     start_processor,
     status,
     told_of_each_job,
-    wait_for_followers,
+    wait_for_status,
     work,
 )
 from rq import Queue
@@ -27,6 +33,7 @@ job_script = importlib.import_module("8_job")
 
 QUEUE = "push_notification_code_2"
 ALLOWED = {"phoneNumber": "4153518743", "message": "hello"}
+scenario = scenarios.Scenarios()
 
 
 def work_horses(processor):
@@ -36,91 +43,78 @@ def work_horses(processor):
 
 
 class Following:
-    """A creator that queues any function, and what it prints of its jobs."""
+    """A creator that queues any function, and what it is told of its jobs."""
 
-    def __init__(self, server, capsys):
+    def __init__(self, server):
         self.queue = Queue(QUEUE, connection=server.rq_connection)
-        self.capsys = capsys
-        self.count = 0
+        self.jobs = []
+        self.ends = []
 
     def enqueue(self, function, *arguments):
-        self.count += 1
-        options = {"job_id": str(self.count), **creator_7.processor_7.HOOKS}
-        job = self.queue.enqueue(function, *arguments, **options)
-        creator_7.follow([job], self.queue, creator_7.print_event)
+        hooks = creator_7.processor_7.HOOKS
+        job = self.queue.enqueue(function, *arguments, **hooks)
+        self.jobs.append(job)
+        creator_7.follow([job], self.queue, self.note_end)
         return job
 
+    def note_end(self, job, event, detail):
+        self.ends.append((job.id, detail if event == "failed" else event))
+
     def until_all_ended(self):
-        """Wait for the end of all jobs, and return the lines."""
-        wait_for_followers()
-        return self.capsys.readouterr().out.splitlines()
+        """Wait for the end of all jobs; return their errors, or "complete"."""
+        wait_until(lambda: len(self.ends) >= len(self.jobs), state=self.ends)
+        ends = dict(self.ends)
+        assert len(ends) == len(self.ends)
+        return [ends[job.id] for job in self.jobs]
 
 
-@pytest.fixture
-def following(redis_server, capsys):
-    return Following(redis_server, capsys)
-
-
-@pytest.fixture
-def start_hasty(redis_server):
-    """A function that starts a processor which cares for abandoned jobs at once."""
-    scripts = []
-
-    def start_hasty() -> None:
-        scripts.append(start_hasty_processor(redis_server, "7_job_processor.py"))
-
-    yield start_hasty
-    for script in scripts:
-        script.kill()
-
-
-def test_a_killed_work_horse_fails_its_job_and_the_creator_says_so(
-    start, redis_server, following
-):
-    processor = start_processor(start, redis_server)
+@scenario
+def a_killed_work_horse_fails_its_job_and_the_creator_says_so(start, start_redis):
+    server = start_redis()
+    processor = start_processor(start, server)
+    following = Following(server)
     job = following.enqueue("time.sleep", 60)
-    wait_until(lambda: status(redis_server, job) == "started")
+    wait_for_status(server, [job], "started")
     [horse] = work_horses(processor)
     os.kill(horse, signal.SIGKILL)
     error = "Work-horse terminated unexpectedly; waitpid returned 9 (signal 9)"
-    assert following.until_all_ended() == [f"Notification job 1 failed: {error}"]
-    assert status(redis_server, job) == "failed"
+    assert following.until_all_ended() == [error]
+    assert status(server, job) == "failed"
     following.enqueue("time.time")
-    assert following.until_all_ended() == ["Notification job 2 completed"]
+    assert following.until_all_ended() == [error, "complete"]
 
 
-def test_a_killed_worker_is_replaced_and_its_job_runs_to_its_end(
-    start, redis_server, following
-):
-    processor = start_processor(start, redis_server)
+@scenario
+def a_killed_worker_is_replaced_and_its_job_runs_to_its_end(start, start_redis):
+    server = start_redis()
+    processor = start_processor(start, server)
+    following = Following(server)
     job = following.enqueue("time.sleep", 1.5)
-    wait_until(lambda: status(redis_server, job) == "started")
-    worker = redis_server.client.hget(job.key, "worker_name")
-    os.kill(int(redis_server.client.hget(f"rq:worker:{worker}", "pid")), signal.SIGKILL)
-    wait_until(lambda: redis_server.client.scard("rq:workers") == 3)
+    wait_for_status(server, [job], "started")
+    worker = server.client.hget(job.key, "worker_name")
+    os.kill(int(server.client.hget(f"rq:worker:{worker}", "pid")), signal.SIGKILL)
+    wait_until(lambda: server.client.scard("rq:workers") == 3)
     others = [following.enqueue("time.sleep", 0.5) for _ in range(2)]
     # Two at a time again.
-    wait_until(lambda: {status(redis_server, job) for job in others} == {"started"})
-    assert "failed" not in "".join(following.until_all_ended())
+    wait_for_status(server, others, "started")
+    assert following.until_all_ended() == ["complete"] * 3
     processor.stop(signal.SIGTERM)
     assert processor.end() == 0
     assert processor.processes() == []
 
 
-def test_jobs_outlive_a_redis_restart(start, redis_server, following):
-    processor = start_processor(start, redis_server)
+@scenario
+def jobs_outlive_a_redis_restart(start, start_redis):
+    server = start_redis()
+    processor = start_processor(start, server)
+    following = Following(server)
     jobs = [following.enqueue("time.sleep", 0.3) for _ in range(10)]
     # Both workers are at work, and none is just taking a job: that one could be lost.
-    wait_until(
-        lambda: [status(redis_server, job) for job in jobs].count("started") == 2
-    )
-    redis_server.stop()
-    redis_server.start()
-    lines = following.until_all_ended()
-    assert sorted(lines) == sorted(
-        f"Notification job {job.id} completed" for job in jobs
-    )
-    wait_until(lambda: {status(redis_server, job) for job in jobs} == {"finished"})
+    wait_until(lambda: [status(server, job) for job in jobs].count("started") == 2)
+    server.stop()
+    server.start()
+    assert following.until_all_ended() == ["complete"] * 10
+    wait_for_status(server, jobs, "finished")
     assert processor.errors == []
 
 
@@ -148,11 +142,11 @@ def test_creators_outlive_a_redis_restart(start, redis_server):
     assert len([line for line in ends if line.endswith("completed")]) == 1 + 9
 
 
-def test_creators_report_their_jobs_as_failed_when_redis_is_emptied(
-    start, redis_server
-):
-    creators = start_creators(start, redis_server)
-    redis_server.client.flushall()
+@scenario
+def creators_report_their_jobs_as_failed_when_redis_is_emptied(start, start_redis):
+    server = start_redis()
+    creators = start_creators(start, server)
+    server.client.flushall()
     for script, count in zip(creators, CREATORS.values()):
         assert script.end() == 0
         assert script.errors == []
@@ -160,14 +154,16 @@ def test_creators_report_their_jobs_as_failed_when_redis_is_emptied(
         assert sum("failed" in line for line in script.lines) == count
 
 
-def test_a_full_redis_is_one_clear_line_and_nothing_is_queued(start, redis_server):
-    redis_server.client.config_set("maxmemory", 1)
-    for script in [start(name, redis_server.url) for name in CREATORS]:
+@scenario
+def a_full_redis_is_one_clear_line_and_nothing_is_queued(start, start_redis):
+    server = start_redis()
+    server.client.config_set("maxmemory", 1)
+    for script in [start(name, server.url) for name in CREATORS]:
         assert script.end() == 1
         assert script.lines == []
         [error] = script.errors
         assert error.startswith("Redis: command not allowed when used memory")
-    assert redis_server.client.keys() == []
+    assert server.client.keys() == []
 
 
 def test_a_full_redis_takes_none_of_a_long_list(redis_server, capsys):
@@ -180,40 +176,47 @@ def test_a_full_redis_takes_none_of_a_long_list(redis_server, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_new_processor_fails_the_jobs_that_a_killed_one_had_in_hand(
-    start, start_hasty, redis_server, following
-):
-    processor = start_processor(start, redis_server)
+@contextmanager
+def hasty_processor(server):
+    """Start a processor which cares for abandoned jobs at once, and end it at last."""
+    processor = start_hasty_processor(server, "7_job_processor.py")
+    try:
+        yield
+    finally:
+        processor.kill()
+
+
+@scenario
+def a_new_processor_fails_the_jobs_that_a_killed_one_had_in_hand(start, start_redis):
+    server = start_redis()
+    processor = start_processor(start, server)
+    following = Following(server)
     jobs = [following.enqueue("time.sleep", 60) for _ in range(2)]
-    jobs += [following.enqueue("time.time") for _ in range(3)]
-    wait_until(lambda: {status(redis_server, job) for job in jobs[:2]} == {"started"})
+    for _ in range(3):
+        following.enqueue("time.time")
+    wait_for_status(server, jobs, "started")
     processor.kill()
-    assert let_jobs_in_hand_look_abandoned(redis_server, QUEUE) == 2
-    start_hasty()
-    assert sorted(following.until_all_ended()) == [
-        "Notification job 1 failed: AbandonedJobError",
-        "Notification job 2 failed: AbandonedJobError",
-        "Notification job 3 completed",
-        "Notification job 4 completed",
-        "Notification job 5 completed",
-    ]
+    assert let_jobs_in_hand_look_abandoned(server, QUEUE) == 2
+    with hasty_processor(server):
+        ends = following.until_all_ended()
+    assert ends == ["AbandonedJobError"] * 2 + ["complete"] * 3
 
 
-def test_a_job_lost_on_its_way_to_a_killed_worker_is_failed(
-    start_hasty, redis_server, following
-):
-    redis_server.require(6, 2)  # before, RQ has no intermediate queue
+@scenario
+def a_job_lost_on_its_way_to_a_killed_worker_is_failed(start, start_redis):
+    server = start_redis()
+    server.require(6, 2)  # before, RQ has no intermediate queue
+    following = Following(server)
     job = following.enqueue("time.time")
     # The worker was killed after it took the job off the queue, before it ran it.
     intermediate = following.queue.intermediate_queue_key
-    redis_server.client.lmove(following.queue.key, intermediate)
-    start_hasty()
-    # RQ gives it a minute after it was first seen there. Let it be over.
-    seen = f"{intermediate}:first_seen:{job.id}"
-    wait_until(lambda: redis_server.client.exists(seen))
-    redis_server.client.set(seen, time.time() - 61)
-    error = "Job was stuck in intermediate queue."
-    assert following.until_all_ended() == [f"Notification job 1 failed: {error}"]
+    server.client.lmove(following.queue.key, intermediate)
+    with hasty_processor(server):
+        # RQ gives it a minute after it was first seen there. Let it be over.
+        seen = f"{intermediate}:first_seen:{job.id}"
+        wait_until(lambda: server.client.exists(seen))
+        server.client.set(seen, time.time() - 61)
+        assert following.until_all_ended() == ["Job was stuck in intermediate queue."]
 
 
 # Creators that are stopped, forked, or not allowed to read.
@@ -298,20 +301,27 @@ threading.Thread(target=input).start()
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize("fault", ["no right to read", "no stream"])
-def test_a_creator_that_cannot_read_the_stream_says_so_and_tells_the_ends(
-    start, redis_server, fault
+@scenario.given(fault="no right to read")
+@scenario.given(fault="no stream")
+def a_creator_that_cannot_read_the_stream_says_so_and_tells_the_ends(
+    start, start_redis, fault
 ):
-    url = redis_server.url
+    server = start_redis()
+    url = server.url
     if fault == "no stream":
-        redis_server.client.set(f"events:{QUEUE}", "a string")
+        server.client.set(f"events:{QUEUE}", "a string")
     else:
-        url = redis_server.url_of_user("+@all", "-xread")
+        url = server.url_of_user("+@all", "-xread")
     creator = start("7_job_creator.py", url)
     creator.wait_for("created", 11)
-    work(redis_server.rq_connection, QUEUE)
+    start_processor(start, server)
     assert creator.end() == 1
     [error] = creator.errors
     assert error.startswith("Progress can't be told, as Redis refuses: ")
     ends = [line for line in creator.lines if "completed" in line or "failed" in line]
     assert len(ends) == 11
+
+
+@pytest.mark.parametrize("scenario", scenario.collected)
+def test_that(scenario, outcomes):
+    outcomes[scenario].result()

@@ -38,7 +38,6 @@ from scripts import AT_WORK, ENDING, SYNC_AND_ASYNC, start_until_at_work
 
 LIMIT = 15  # seconds in which a script goes on by itself
 scenario = scenarios.Scenarios()
-outcomes = scenarios.outcomes
 
 
 class Proxy:
@@ -336,6 +335,6 @@ def ctrl_c_ends_every_script_that_works_or_waits(start, start_redis):
         assert "Traceback" not in "\n".join(script.errors)
 
 
-@pytest.mark.parametrize("function", scenario.collected)
-def test_that(function, outcomes):
-    outcomes[function].result()
+@pytest.mark.parametrize("scenario", scenario.collected)
+def test_that(scenario, outcomes):
+    outcomes[scenario].result()

@@ -29,7 +29,6 @@ from scenarios import pause
 
 WORKER_CLASSES = "PatientWorker", "PatientSimpleWorker"
 scenario = scenarios.Scenarios()
-outcomes = scenarios.outcomes
 
 
 @contextmanager
@@ -467,6 +466,6 @@ def a_worker_that_is_done_ends_with_status_0_and_after_an_error_with_1(
         assert worker.end() == 1
 
 
-@pytest.mark.parametrize("function", scenario.collected)
-def test_that(function, outcomes):
-    outcomes[function].result()
+@pytest.mark.parametrize("scenario", scenario.collected)
+def test_that(scenario, outcomes):
+    outcomes[scenario].result()
