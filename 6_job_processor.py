@@ -17,7 +17,6 @@ from rq.exceptions import StopRequested
 from rq.job import Job
 from rq.scheduler import RQScheduler
 from rq.suspension import is_suspended
-from rq.utils import get_connection_from_queues
 from rq.worker import BaseWorker, WorkerStatus
 
 redis_client = importlib.import_module("0_redis_client")
@@ -42,17 +41,26 @@ def main() -> None:
 # The exercise ends here. RQ's own `Worker` would do for it. The workers that follow also
 # wait while Redis is away, lose no job when they are stopped, and queue delayed jobs.
 
-# In seconds, like all that follow. RQ waits for a job for 15 seconds less than this, and
-# for an answer of Redis for 10 seconds more than that.
+# All in seconds. RQ waits for a job for 15 less than this, so for 1, and for an answer of
+# Redis for 10 more than that.
 WORKER_TTL = 16
+# RQ looks after a running job so often. Its lease is 60 longer.
+JOB_MONITORING_INTERVAL = 5
+# A command that Redis could not answer is tried again after this.
 RETRY_INTERVAL = 0.5
+# Between two jobs, a worker looks for delayed jobs that are due, gives a sign of life, and
+# cares for abandoned jobs so often.
 LOOK_INTERVAL = 1
 HEARTBEAT_INTERVAL = 1
 MAINTENANCE_INTERVAL = 5
-STOP_TIMEOUT = 1.5
-JOB_MONITORING_INTERVAL = 5
+# The look for delayed jobs waits for an answer for so long.
+LOOK_TIMEOUT = 2
+# A worker that has not looked at the clock for so long has been away, and then cares for no
+# abandoned job for so long.
 ABSENCE = 30
 REST_AFTER_ABSENCE = 10
+# Without a job in hand, a stop takes no longer.
+STOP_TIMEOUT = 1.5
 
 
 class NotificationError(Exception):
@@ -66,97 +74,124 @@ class PatientRetry(Retry):
         errors = (*redis_client.AWAY, redis.OutOfMemoryError)
         super().__init__(NoBackoff(), retries=-1, supported_errors=errors)
 
-    def call_with_retry(self, do: Callable, fail: Callable, *args, **options):
-        """Wait after a failure, before redis-py is told of it.
+    def call_with_retry(
+        self,
+        do: Callable,
+        fail: Callable,
+        is_retryable: Callable | None = None,
+        with_failure_count: bool = False,
+    ):
+        """Wait after a failure, before redis-py is told of it by `fail`.
 
         While a key is watched, redis-py does not try again, but raises `WatchError`. RQ
         takes that for a changed key and begins again, without a wait of its own.
         """
 
-        def wait_and_fail(error: Exception, *count: int) -> None:
+        def wait_and_fail(error: Exception, failures: int) -> None:
             if isinstance(error, redis.AuthenticationError):
                 # Redis is there, and won't change its mind.
                 raise error
             time.sleep(RETRY_INTERVAL)
-            fail(error, *count)
+            if with_failure_count:
+                fail(error, failures)
+            else:
+                fail(error)
 
-        return super().call_with_retry(do, wait_and_fail, *args, **options)
+        return super().call_with_retry(
+            do, wait_and_fail, is_retryable, with_failure_count=True
+        )
 
 
 class DueJobs(RQScheduler):
     """Queues delayed jobs that are due: a part of a worker, not a process of its own."""
 
-    def __init__(self, worker: Worker | SimpleWorker):
+    def __init__(self, queues: list[Queue], connection: redis.Redis):
         # RQ would log at level INFO, once a second, that it has acquired a lock.
-        super().__init__(
-            worker.queues, worker.connection, logging_level=logging.WARNING
-        )
-        self.worker = worker
-
-    @property
-    def connection(self) -> redis.Redis:
-        """The client of the worker, which waits while Redis is away. RQ makes another."""
-        return self.worker.connection
+        super().__init__(queues, connection, logging_level=logging.WARNING)
+        # RQ makes a client of its own for this. Here that tries once: tried again, a
+        # transaction whose answer was lost would queue its jobs twice.
+        self.connection.set_retry(Retry(NoBackoff(), retries=0))
+        self.connection.get_connection_kwargs()["socket_timeout"] = LOOK_TIMEOUT
 
     def enqueue(self) -> None:
-        """Queue what is due, unless another worker is just at it."""
-        self.acquire_locks()
+        """Queue what is due, unless another worker is just at it.
+
+        If Redis is away or full, what is due is left to the next look.
+        """
         try:
+            self.acquire_locks()
             self.enqueue_scheduled_jobs()
-        finally:
             self.release_locks()
+        except (*redis_client.AWAY, redis.OutOfMemoryError):
+            return
 
 
 class Patient(BaseWorker):
     """A worker that waits while Redis is away or full, and stops between two jobs.
 
-    It makes the client that it is given as patient as itself.
+    It makes the client that it is given as patient as itself. Some intervals of RQ's are
+    its own: `worker_ttl` and `job_monitoring_interval` change nothing.
+
+    A stop comes as a signal. Where it finds the worker, it is only noted:
+
+    - Without a job in hand, the worker ends before the next wait for one, or by an alarm
+      if Redis does not answer in time.
+    - With a job in hand, it finishes that first. Then it is without a job, as above.
+    - A second signal gives the job in hand up: RQ leaves its loop by `teardown`.
     """
 
-    def __init__(self, queues, *args, connection: redis.Redis | None = None, **options):
-        if connection is None:
-            connection = get_connection_from_queues(queues)
+    def __init__(
+        self, queues, name: str | None = None, *, connection: redis.Redis, **options
+    ):
+        # The first commands are sent below.
         connection.set_retry(PatientRetry())
         options["worker_ttl"] = WORKER_TTL
         options["job_monitoring_interval"] = JOB_MONITORING_INTERVAL
-        self.stop_requested = False
-        self.is_leaving = False
+        super().__init__(queues, name, connection=connection, **options)
+        self.due_jobs = DueJobs(self.queues, connection)
+        self.jobs_done = 0
+        # A burst has found the queue empty, or an idle worker has waited for long enough.
         self.is_done = False
-        self.jobs_taken = 0
-        # The clock, when it last gave a sign of life. It has been away until now.
+        # A signal has come.
+        self.stop_requested = False
+        # The loop has been left.
+        self.is_leaving = False
+        # The clock, when it was looked at last: it has been away until now.
         self.last_seen = 0.0
-        # By `time.monotonic()`: now.
+        # By `time.monotonic()`: at once.
         self.next_heartbeat = 0.0
         self.next_look = 0.0
         self.next_maintenance = 0.0
-        super().__init__(queues, *args, connection=connection, **options)
-        self.due_jobs = DueJobs(self)
 
-    def work(
-        self, burst: bool = False, *, with_scheduler: bool = False, **options
-    ) -> bool:
-        """Work until stopped; `with_scheduler` changes nothing, as due jobs are queued.
+    def work(self, burst: bool = False, logging_level=None, **options) -> bool:
+        """Work until stopped. `with_scheduler` changes nothing: due jobs are queued.
 
-        RQ ends its loop at an error that it has logged as if it were told to end. Here
-        that is exit status 1.
+        At an error, RQ logs it and returns as if all were well. Here the process ends with
+        exit status 1.
         """
-        worked = super().work(burst, **options)
-        # What limits a stop must not end what comes after the worker.
+        options["with_scheduler"] = False
+        worked = super().work(burst, logging_level, **options)
+        # The alarm of a stop must not end what comes after the worker.
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if self.jobs_taken == options.get("max_jobs"):
-            self.is_done = True
-        if not self.is_done and not self.stop_requested:
+        if not self.was_to_end(options.get("max_jobs")):
             sys.exit(1)
         return worked
 
+    def was_to_end(self, max_jobs: int | None) -> bool:
+        """Tell whether the work has ended for another reason than an error."""
+        return self.stop_requested or self.is_done or self.jobs_done == max_jobs
+
     def dequeue_job_and_maintain_ttl(self, timeout, max_idle_time=None):
-        """Wait for a job. If none comes, a burst or an idle worker is done."""
+        """Wait for a job. Without one, the work is done."""
         result = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
         if result is None:
             self.is_done = True
-        else:
-            self.jobs_taken += 1
         return result
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """Run a job, and count it."""
+        super().execute_job(job, queue)
+        self.jobs_done += 1
 
     def request_stop(self, signum, frame) -> None:
         """Note that the worker is to stop.
@@ -176,7 +211,7 @@ class Patient(BaseWorker):
     def set_state(self, state: str, pipeline=None) -> None:
         """Set the state of the worker, unless it is in that state already.
 
-        Once it has no job in hand, a stop takes no longer.
+        After the job that a stop has waited for, the stop comes soon.
         """
         if state == self.get_state():
             return
@@ -185,9 +220,9 @@ class Patient(BaseWorker):
         super().set_state(state, pipeline)
 
     def limit_stop(self) -> None:
-        """Let the stop come soon, whether Redis answers or not.
+        """Set an alarm: the stop comes soon, whether Redis answers or not.
 
-        With a job in hand, the alarm is RQ's, for the time-out of the job.
+        Not with a job in hand: then the alarm is RQ's, for the time-out of the job.
         """
         signal.signal(signal.SIGALRM, self.give_up)
         signal.setitimer(signal.ITIMER_REAL, STOP_TIMEOUT)
@@ -215,11 +250,11 @@ class Patient(BaseWorker):
 
     @property
     def should_run_maintenance_tasks(self) -> bool:
-        """Always true: when each task is due, the next method knows."""
+        """Always true, so that RQ calls the next method before each wait for a job."""
         return True
 
     def run_maintenance_tasks(self) -> None:
-        """Do what is to be done between two jobs: RQ calls this before each wait for one."""
+        """Do what is to be done between two jobs, as far as it is due."""
         if self.stop_requested:
             raise StopRequested
         if time.monotonic() < self.next_look:
@@ -237,7 +272,10 @@ class Patient(BaseWorker):
         self.next_maintenance = time.monotonic() + MAINTENANCE_INTERVAL
 
     def heartbeat(self, timeout=None, pipeline=None) -> None:
-        """Give a sign of life. Once a second will do; RQ sends three for each job."""
+        """Give a sign of life. Once a second will do; RQ sends three for each job.
+
+        In a pipeline it can't be left out, as RQ finds the answers by their place.
+        """
         self.notice_absence()
         if pipeline is None and time.monotonic() < self.next_heartbeat:
             return
@@ -260,8 +298,10 @@ class Patient(BaseWorker):
 
         Nor does an expected one come to the exception handlers that a worker may be given.
         """
-        if not issubclass(exc_info[0], NotificationError):
-            super().handle_exception(job, *exc_info)
+        error_class, _, _ = exc_info
+        if issubclass(error_class, NotificationError):
+            return
+        super().handle_exception(job, *exc_info)
 
 
 class PatientWorker(Patient, Worker):

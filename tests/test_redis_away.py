@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from contextlib import ExitStack, closing, suppress
+from datetime import timedelta
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -41,13 +42,14 @@ scenario = scenarios.Scenarios()
 
 
 class Proxy:
-    """Forwards connections to a Redis, falls silent, or is away from a command on."""
+    """Forwards connections to a Redis, falls silent, is away, or loses an answer."""
 
     def __init__(self, port: int):
         self.port = port
         self.silent: set[socket.socket] = set()
         self.away_from = b""  # the first command that is not forwarded, if any
         self.is_away = False
+        self.unanswered = b""  # the next command whose answer is lost, if any
         self._open: list[socket.socket] = []
         self.own_port = self._listen(0)
         self.url = f"redis://127.0.0.1:{self.own_port}"
@@ -88,7 +90,12 @@ class Proxy:
                 if self.away_from and self.away_from in data:
                     self.close()
                     self.is_away = True
-                if source not in self.silent:
+                if self.unanswered and self.unanswered in data:
+                    self.unanswered = b""
+                    self.silent.add(target)
+                    target.sendall(data)
+                    source.shutdown(socket.SHUT_RDWR)
+                elif source not in self.silent:
                     target.sendall(data)
             if source not in self.silent:
                 target.shutdown(socket.SHUT_WR)
@@ -237,6 +244,25 @@ def a_job_just_taken_when_redis_goes_away_is_run_when_it_is_back(start, start_re
             proxy.come_back()
         wait_for_status(server, jobs, "finished")
         assert [processor.errors for processor in processors] == [[], []]
+
+
+@scenario
+def a_delayed_job_runs_once_though_the_answer_that_it_is_queued_gets_lost(
+    start, start_redis
+):
+    server = start_redis()
+    with closing(Proxy(server.port)) as proxy:
+        name = "6_job_processor.py"
+        [processor] = start_processors(start, server, name, url=proxy.url)
+        proxy.unanswered = b"ZREM"  # in the transaction, off the list of delayed jobs
+        queue = Queue(QUEUES[name], connection=server.rq_connection)
+        send = "6_job_processor.send_notification"
+        job = queue.enqueue_in(timedelta(seconds=1), send, "1", "hello")
+        wait_for_status(server, [job], "finished")
+        assert proxy.unanswered == b""
+        pause(1)
+        assert len(processor.lines) == 1
+        assert processor.errors == []
 
 
 @scenario

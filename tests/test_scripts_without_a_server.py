@@ -136,7 +136,7 @@ def test_job_functions_can_be_called_without_a_worker(capsys):
 
 def test_a_clock_that_is_set_back_keeps_no_worker_from_its_tasks(fake_redis):
     processor_6 = importlib.import_module("6_job_processor")
-    worker = processor_6.PatientSimpleWorker([Queue("q", connection=fake_redis)])
+    worker = processor_6.PatientSimpleWorker(["q"], connection=fake_redis)
     worker.last_cleaned_at = datetime.now().astimezone() + timedelta(hours=1)
     assert worker.should_run_maintenance_tasks
 

@@ -466,6 +466,17 @@ def a_worker_that_is_done_ends_with_status_0_and_after_an_error_with_1(
         assert worker.end() == 1
 
 
+@scenario.given(name="PatientWorker")
+@scenario.given(name="PatientSimpleWorker")
+def an_error_at_the_last_job_ends_a_worker_with_status_1(start, start_redis, name):
+    server = start_redis()
+    url = server.url_of_user("+@all", "-zadd")
+    Queue("q", connection=server.rq_connection).enqueue("time.time")
+    command = f"worker --quiet --max-jobs 1 -w 6_job_processor.{name} q"
+    with rq_command(command, url) as worker:
+        assert worker.end() == 1
+
+
 @pytest.mark.parametrize("scenario", scenario.collected)
 def test_that(scenario, outcomes):
     outcomes[scenario].result()
