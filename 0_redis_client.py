@@ -4,15 +4,19 @@ The other scripts take `create_client` and `run` from here: this is the one plac
 knows how to reach Redis, and how a script runs and ends.
 """
 
+import codecs
 import io
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 CONNECTED = "Redis client connected to the server"
 
@@ -24,7 +28,8 @@ def create_client(
 
     It connects when it is first used. `options` are those of `client_class`.
     """
-    return client_class.from_url(redis_url(), **DEFAULTS | options)
+    settings = DEFAULTS | options
+    return client_class.from_url(redis_url(), **settings)
 
 
 def print_not_connected(error: object) -> None:
@@ -52,9 +57,9 @@ DEFAULTS = {
 # For a service whose own clients wait.
 ANSWER_AT_ONCE = {
     "socket_timeout": 0.5,
-    # One attempt. A second one, while a key is watched, would be a `WatchError`, at which
-    # a transaction begins again.
-    "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 0, supported_errors=()),
+    # One attempt, and no error at which redis-py would do more than raise it: while a key
+    # is watched, it would raise a `WatchError`, at which a transaction begins again.
+    "retry": Retry(NoBackoff(), retries=0, supported_errors=()),
     # By itself redis-py has 100 connections, and refuses the 101st client.
     "max_connections": 10_000,
 }
@@ -70,6 +75,18 @@ MALFORMED = (
     "REDIS_URL is malformed: it must be like redis://USER:PASSWORD@HOST:PORT/DATABASE, "
     "with %-escapes for special characters (%40 for @, %2F for /, %23 for #, %3F for ?)"
 )
+
+TEXT_OPTIONS = {
+    "host",
+    "path",
+    "username",
+    "password",
+    "client_name",
+    "lib_name",
+    "lib_version",
+    "encoding",
+    "encoding_errors",
+}
 
 
 def redis_url() -> str:
@@ -88,18 +105,34 @@ def is_well_formed(url: str) -> bool:
         parts = urlsplit(url)
         options = redis.connection.parse_url(url)
         redis.ConnectionPool.from_url(url, **DEFAULTS).make_connection()
-    except (ValueError, TypeError, redis.RedisError):
+        codecs.lookup(options.get("encoding", "utf-8"))
+    except (ValueError, TypeError, LookupError, redis.RedisError):
         return False
-    # An unescaped "/", "?" or "#" in a password ends the address before its "@".
-    if parts.scheme != "unix" and "@" in parts.path + parts.query + parts.fragment:
-        return False
+    if parts.scheme != "unix":
+        # redis-py takes any other path for database 0.
+        if not re.fullmatch("(/[0-9]*)?", parts.path):
+            return False
+        # An unescaped "?" or "#" in a password ends the address before its "@".
+        if "@" in parts.query + parts.fragment:
+            return False
     # An option in the URL wins over DEFAULTS, and RQ does not support protocol 3.
     if options.get("protocol", 2) != 2:
         return False
-    for value in options.values():
-        if isinstance(value, (int, float)) and value < 0:
+    # This is what redis-py makes of the scheme.
+    options.pop("connection_class", None)
+    for name, value in options.items():
+        if not is_allowed(name, value):
             return False
     return True
+
+
+def is_allowed(name: str, value: object) -> bool:
+    """Tell whether a URL can hold this option; redis-py finds out when it is used."""
+    if isinstance(value, (int, float)):
+        # A database or a time below 0 can't be.
+        return value >= 0
+    # Others hold objects of Python, such as a `Retry`.
+    return name in TEXT_OPTIONS or name.startswith("ssl_")
 
 
 class Output(io.FileIO):
@@ -116,9 +149,10 @@ class Output(io.FileIO):
 def prepare_process() -> None:
     """Set up output and signals of a process that runs a script."""
     if sys.stdout is not None:
+        output = Output(sys.stdout.fileno(), "w", closefd=False)
         # Every line leaves at once and in one piece, whatever characters it holds.
         sys.stdout = io.TextIOWrapper(
-            io.BufferedWriter(Output(sys.stdout.fileno(), "w", closefd=False)),
+            io.BufferedWriter(output),
             encoding=sys.stdout.encoding,
             errors="backslashreplace",
             line_buffering=True,

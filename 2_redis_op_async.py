@@ -31,4 +31,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    # The twin of a call of an async function: `asyncio.run(main())`, as a script.
     redis_client.run(asyncio.run, main())

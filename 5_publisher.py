@@ -3,8 +3,6 @@
 import importlib
 from threading import Timer
 
-import redis
-
 redis_client = importlib.import_module("0_redis_client")
 client = redis_client.create_client()
 
@@ -24,8 +22,10 @@ def publish(message: str) -> None:
     print(f"About to send {message}")
     try:
         client.publish(CHANNEL, message)
-    except redis.RedisError as error:
+    except redis_client.AWAY as error:
         redis_client.print_not_connected(error)
+    except redis_client.REFUSED as error:
+        redis_client.logger.error("Redis: %s", error)
 
 
 def main() -> None:

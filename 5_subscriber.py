@@ -15,7 +15,7 @@ KILL_SERVER = "KILL_SERVER"
 
 def receive_messages() -> None:
     """Print each message, up to and including KILL_SERVER. Twin of `message` event."""
-    client.ping()
+    client.ping()  # waits for an answer, as `subscribe` does not
     with client.pubsub() as pubsub:
         pubsub.subscribe(CHANNEL)
         print(redis_client.CONNECTED)
@@ -34,7 +34,7 @@ def main() -> None:
             receive_messages()
             return
         except redis.AuthenticationError:
-            # Redis is there, and won't change its mind.
+            # One of AWAY for redis-py, but Redis is there, and won't change its mind.
             raise
         except redis_client.AWAY as error:
             redis_client.print_not_connected(error)

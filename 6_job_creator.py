@@ -46,6 +46,8 @@ def create_queue(name: str) -> Queue:
 
 def new_job_ids(connection: redis.Redis, count: int = 1) -> list[str]:
     """Take the next `count` ids of the one sequence of all the job scripts."""
+    if count == 0:
+        return []
     while True:
         last = connection.incrby("job_ids", count)
         ids = [str(number) for number in range(last - count + 1, last + 1)]
@@ -62,7 +64,7 @@ def has_completed(job: Job) -> bool:
     """
     while True:
         try:
-            # Returns at once when there is a result, else waits for a second.
+            # Waits until there is a result, for a second at most. The status tells more.
             job.latest_result(timeout=1)
             status = job.get_status()
         except InvalidJobOperation:

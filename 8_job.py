@@ -34,8 +34,6 @@ def create_push_notifications_jobs(jobs: list[dict], queue: Queue) -> list[Job]:
         fault = fault_of(job)
         if fault:
             raise ValueError(f"jobs[{position}] {fault}")
-    if not jobs:
-        return []
     return creator_7.queue_jobs(jobs, queue)
 
 

@@ -5,13 +5,13 @@ process, and no job runs before a test starts a worker.
 """
 
 import importlib
-import threading
 from collections.abc import Iterator
 
 import fakeredis
 import pytest
 from rq import Queue, SimpleWorker
 
+creator_7 = importlib.import_module("7_job_creator")
 job_script = importlib.import_module("8_job")
 create_push_notifications_jobs = job_script.create_push_notifications_jobs
 
@@ -21,22 +21,24 @@ BLACKLISTED = {"phoneNumber": "4153518780", "message": "This is the code 1234"}
 
 @pytest.fixture
 def queue(monkeypatch) -> Iterator[Queue]:
+    """An empty queue on a Redis of its own. Twin of `before` and `after`."""
     # queue.testMode.enter()
     connection = fakeredis.FakeRedis()
     queue = Queue("push_notification_code_3", connection=connection)
     # What follows the jobs asks for lost ones every 10 ms; it makes clear() quick.
-    monkeypatch.setattr(job_script.creator_7, "SILENCE", 0.01)
+    monkeypatch.setattr(creator_7, "SILENCE", 0.01)
     yield queue
     # queue.testMode.clear(), so that nothing waits for a job any more
     connection.flushall()
     wait_for_jobs()
     # queue.testMode.exit()
-    assert threading.active_count() == 1
+    assert creator_7.followers == []
+    assert not creator_7.Follower.has_failed
 
 
 def wait_for_jobs() -> None:
     """Wait until no job is followed; not for as long as it takes, as the script does."""
-    for follower in job_script.creator_7.followers.copy():
+    for follower in creator_7.followers.copy():
         follower.join(timeout=10)
         assert not follower.is_alive()
 
