@@ -4,6 +4,7 @@ import importlib
 import os
 import threading
 import time
+from collections.abc import Callable
 
 import rq
 
@@ -11,31 +12,30 @@ redis_client = importlib.import_module("0_redis_client")
 creator_6 = importlib.import_module("6_job_creator")
 processor_7 = importlib.import_module("7_job_processor")
 
-MESSAGE = "This is the code {} to verify your account"
 JOBS = [
-    {"phoneNumber": "4153518780", "message": MESSAGE.format(1234)},
-    {"phoneNumber": "4153518781", "message": MESSAGE.format(4562)},
-    {"phoneNumber": "4153518743", "message": MESSAGE.format(4321)},
-    {"phoneNumber": "4153538781", "message": MESSAGE.format(4562)},
-    {"phoneNumber": "4153118782", "message": MESSAGE.format(4321)},
-    {"phoneNumber": "4153718781", "message": MESSAGE.format(4562)},
-    {"phoneNumber": "4159518782", "message": MESSAGE.format(4321)},
-    {"phoneNumber": "4158718781", "message": MESSAGE.format(4562)},
-    {"phoneNumber": "4153818782", "message": MESSAGE.format(4321)},
-    {"phoneNumber": "4154318781", "message": MESSAGE.format(4562)},
-    {"phoneNumber": "4151218782", "message": MESSAGE.format(4321)},
-]
+    {"phoneNumber": "4153518780", "message": "This is the code 1234 to verify your account"},
+    {"phoneNumber": "4153518781", "message": "This is the code 4562 to verify your account"},
+    {"phoneNumber": "4153518743", "message": "This is the code 4321 to verify your account"},
+    {"phoneNumber": "4153538781", "message": "This is the code 4562 to verify your account"},
+    {"phoneNumber": "4153118782", "message": "This is the code 4321 to verify your account"},
+    {"phoneNumber": "4153718781", "message": "This is the code 4562 to verify your account"},
+    {"phoneNumber": "4159518782", "message": "This is the code 4321 to verify your account"},
+    {"phoneNumber": "4158718781", "message": "This is the code 4562 to verify your account"},
+    {"phoneNumber": "4153818782", "message": "This is the code 4321 to verify your account"},
+    {"phoneNumber": "4154318781", "message": "This is the code 4562 to verify your account"},
+    {"phoneNumber": "4151218782", "message": "This is the code 4321 to verify your account"},
+]  # fmt: skip
 
 
 def queue_jobs(jobs: list[dict], queue: rq.Queue) -> list[rq.job.Job]:
     """Queue all of `jobs` or none, and print in the background what happens to them."""
-    ids = creator_6.new_job_ids(queue.connection, len(jobs))
-    arguments = [(job["phoneNumber"], job["message"]) for job in jobs]
-    hooks = processor_7.HOOKS
-    queued = queue.enqueue_many(
-        queue.prepare_data(processor_7.send_notification, pair, job_id=job_id, **hooks)
-        for pair, job_id in zip(arguments, ids)
-    )
+    prepared = []
+    for job, job_id in zip(jobs, creator_6.new_job_ids(queue.connection, len(jobs))):
+        arguments = (job["phoneNumber"], job["message"])
+        options = {"job_id": job_id, **processor_7.HOOKS}
+        call = queue.prepare_data(processor_7.send_notification, arguments, **options)
+        prepared.append(call)
+    queued = queue.enqueue_many(prepared)
     for job in queued:
         print(f"Notification job created: {job.id}", flush=True)
     return follow(queued, queue, print_event)
@@ -61,7 +61,9 @@ def main() -> None:
 
 logger = redis_client.logger
 Event = processor_7.Event
-Handler = processor_7.Handler
+
+# A function that is called with a job, the name of an event, and its detail.
+Handler = Callable[[rq.job.Job, str, object], None]
 # The jobs that are followed, by their ids: each with all the handlers it has.
 Followed = dict[str, list[tuple[rq.job.Job, Handler]]]
 
@@ -118,7 +120,8 @@ def forget_followers() -> None:
     followers_lock.release()
 
 
-# A fork waits until no thread holds the lock, or the child would find it locked for ever.
+# A program may fork while it follows jobs, for a worker of RQ, say, or a process pool. A fork
+# waits until no thread holds the lock, or the child would find it locked for ever.
 os.register_at_fork(
     before=followers_lock.acquire,
     after_in_parent=followers_lock.release,
@@ -151,7 +154,7 @@ class Follower(threading.Thread):
     def run(self) -> None:
         """Follow jobs for as long as there are some, and somebody who could be told."""
         try:
-            while self.has_jobs() and is_anyone_there():
+            while not self.has_left() and is_anyone_there():
                 self.tell_news()
         finally:
             with followers_lock:
@@ -160,13 +163,13 @@ class Follower(threading.Thread):
                     followers.remove(self)
                     Follower.has_failed = True
 
-    def has_jobs(self) -> bool:
-        """Tell whether there is a job to follow. If not, later calls need a new follower."""
+    def has_left(self) -> bool:
+        """Leave if there is no job to follow: later calls then need a new follower."""
         with followers_lock:
             if self.newcomers or self.followed:
-                return True
+                return False
             followers.remove(self)
-            return False
+            return True
 
     def tell_news(self) -> None:
         """Wait for events, and tell them."""
@@ -174,7 +177,8 @@ class Follower(threading.Thread):
             self.admit_newcomers()
             if time.monotonic() > self.next_question:
                 self.tell_lost_ends()
-            # At its end Python waits for this thread, so it looks around twice as often.
+            # If the script has ended meanwhile, Python waits until this thread sees that.
+            # So a turn takes half a silence at most.
             self.tell(self.read(wait=SILENCE / 2), self.followed)
         except redis_client.AWAY:
             # The stream keeps what happens until Redis is back.
@@ -186,21 +190,22 @@ class Follower(threading.Thread):
 
     def admit_newcomers(self) -> None:
         """Follow the jobs of the latest calls, and tell what was read before they came."""
-        latest = self.newcomers.copy()
-        if not latest:
+        newcomers = self.newcomers.copy()
+        if not newcomers:
             return
-        newcomers: Followed = {}
-        for job, handler in latest:
-            newcomers.setdefault(job.id, []).append((job, handler))
-        start = self.position_before(latest)
+        admitted: Followed = {}
+        for job, handler in newcomers:
+            admitted.setdefault(job.id, []).append((job, handler))
+        start = self.position_before(newcomers)
         if self.position:
-            self.tell(self.reread(start), newcomers)
+            self.tell(self.reread(start), admitted)
         else:
             self.position = start
-        for job_id, handlers in newcomers.items():
+        for job_id, handlers in admitted.items():
             self.followed.setdefault(job_id, []).extend(handlers)
         with followers_lock:
-            del self.newcomers[: len(latest)]
+            # Others may have come since.
+            del self.newcomers[: len(newcomers)]
 
     def position_before(self, newcomers: list[tuple[rq.job.Job, Handler]]) -> str:
         """Return a position in the stream from before the jobs were created.
@@ -235,7 +240,8 @@ class Follower(threading.Thread):
             return []
         if not found:
             return []
-        [(_, entries)] = found
+        # It was asked for one stream: its name, and its entries.
+        _, entries = found[0]
         self.position = entries[-1][0]
         return entries
 
@@ -288,7 +294,10 @@ class Follower(threading.Thread):
 
     def ask_rq(self) -> list[Event]:
         """Return the ends of the followed jobs that have ended: one round trip, if none."""
-        jobs = [handlers[0][0] for handlers in self.followed.values()]
+        jobs = []
+        for handlers in self.followed.values():
+            job, _ = handlers[0]
+            jobs.append(job)
         with self.connection.pipeline(transaction=False) as pipe:
             for job in jobs:
                 pipe.hget(job.key, "status")
@@ -328,7 +337,7 @@ def result_of(job: rq.job.Job) -> object:
 
 
 def error_of(job: rq.job.Job) -> str:
-    """Return the error of a failed job, an empty string if RQ has none."""
+    """Return the last line of a failed job's error, an empty string if RQ has none."""
     result = job.latest_result()
     if result is None or not result.exc_string:
         return ""

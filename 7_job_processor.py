@@ -7,7 +7,6 @@ import importlib
 import json
 import signal
 import sys
-from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
@@ -47,6 +46,23 @@ def main() -> None:
 # The exercise ends here. What follows tells what happens to jobs, as RQ has no job events.
 
 
+# Entries in the stream of a queue; the oldest go first. What jobs return is kept there too.
+EVENTS_KEPT = 100_000
+
+
+def stream_of(queue_name: str) -> str:
+    """Return the key of the stream with the events of a queue."""
+    return f"events:{queue_name}"
+
+
+def to_json(value: object) -> str:
+    """Return `value` as JSON, or as a string in JSON if that has nothing like it."""
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return json.dumps(str(value))
+
+
 class Event(NamedTuple):
     """What happened to a job: an entry in the stream of its queue."""
 
@@ -70,25 +86,6 @@ class Event(NamedTuple):
         """Return the event that an entry of a stream holds."""
         detail = json.loads(fields[b"detail"])
         return cls(fields[b"job"].decode(), fields[b"event"].decode(), detail)
-
-
-# A function that is called with a job, the name of an event, and its detail.
-Handler = Callable[[Job, str, object], None]
-
-EVENTS_KEPT = 100_000  # in each stream; the oldest go first
-
-
-def stream_of(queue_name: str) -> str:
-    """Return the key of the stream with the events of a queue."""
-    return f"events:{queue_name}"
-
-
-def to_json(value: object) -> str:
-    """Return `value` as JSON, or as a string in JSON if that has nothing like it."""
-    try:
-        return json.dumps(value)
-    except (TypeError, ValueError, RecursionError):
-        return json.dumps(str(value))
 
 
 def report_progress(completed: float, total: float) -> None:
@@ -134,15 +131,19 @@ class NotificationPool(WorkerPool):
     """RQ's pool, with this collection's worker. An error that ends a worker ends it too."""
 
     def get_worker_process(self, name: str, **options) -> BaseProcess:
-        """Return a process, not yet started, that is the worker `name`."""
+        """Return a process, not yet started, that is the worker `name`.
+
+        As every script, it begins with `run`, which calls `work` with the other arguments.
+        """
         queue_names = [queue.name for queue in self.queues]
-        arguments = work, name, queue_names, options["burst"]
+        arguments = (work, name, queue_names, options["burst"])
         return get_context("fork").Process(target=redis_client.run, args=arguments)
 
     def handle_dead_worker(self, worker_data: WorkerData) -> None:
         """End with exit status 1 after an error, instead of starting workers for ever.
 
-        In the place of a worker that was killed, RQ starts another.
+        In the place of a worker that was killed, RQ starts another. At the end, Python
+        waits for the workers that are told to stop here.
         """
         super().handle_dead_worker(worker_data)
         if worker_data.process.exitcode == 1:

@@ -49,8 +49,7 @@ def show_product(item: dict) -> dict:
 
 def reserve_product(item: dict) -> dict:
     """Reserve a unit, and return what `/reserve_product/:itemId` answers."""
-    reserved = get_current_reserved_stock_by_id(item["itemId"])
-    if reserved < item["initialAvailableQuantity"] and reserve_one(item):
+    if reserve_one(item):
         return {"status": "Reservation confirmed", "itemId": item["itemId"]}
     return {"status": "Not enough stock available", "itemId": item["itemId"]}
 
@@ -62,7 +61,7 @@ def reserve_one(item: dict) -> bool:
         reserved = get_current_reserved_stock_by_id(item["itemId"], pipe)
         if reserved >= item["initialAvailableQuantity"]:
             return False
-        pipe.multi()  # from here on, commands wait for the end of the transaction
+        pipe.multi()  # until here, commands are answered; from here on, they wait
         reserve_stock_by_id(item["itemId"], reserved + 1, pipe)
         return True
 
@@ -75,12 +74,13 @@ def respond(path: str) -> tuple[str, dict | list]:
     match path.removesuffix("/").split("/"):
         case ["", "list_products"]:
             return "200 OK", list_products
-        case ["", "list_products", item_id] if item := get_item_by_id(item_id):
-            return "200 OK", show_product(item)
-        case ["", "reserve_product", item_id] if item := get_item_by_id(item_id):
+        case ["", ("list_products" | "reserve_product") as route, item_id]:
+            item = get_item_by_id(item_id)
+            if item is None:
+                return "404 Not Found", {"status": "Product not found"}
+            if route == "list_products":
+                return "200 OK", show_product(item)
             return "200 OK", reserve_product(item)
-        case ["", "list_products" | "reserve_product", _]:
-            return "404 Not Found", {"status": "Product not found"}
     return "404 Not Found", {"status": "Not found"}
 
 
@@ -170,16 +170,10 @@ class Server(ThreadingMixIn, WSGIServer):
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: socket.socket) -> None:
-        """Close a connection, once the client has had the time to read the answer.
-
-        If it still sends, a close would reset the connection, and the answer with it.
-        """
+        """Close a connection, once the client has had the time to read the answer."""
         try:
             request.shutdown(socket.SHUT_WR)
-            request.settimeout(CLOSE_TIMEOUT)
-            end = time.monotonic() + CLOSE_TIMEOUT
-            while request.recv(65536) and time.monotonic() < end:
-                pass
+            read_the_rest(request)
         except OSError:
             # The client has left.
             pass
@@ -199,11 +193,24 @@ class Server(ThreadingMixIn, WSGIServer):
         super().server_close()
 
 
+def read_the_rest(connection: socket.socket) -> None:
+    """Read what a client still sends, for a while.
+
+    A close before that would reset the connection, and the answer could get lost.
+    """
+    connection.settimeout(CLOSE_TIMEOUT)
+    end = time.monotonic() + CLOSE_TIMEOUT
+    while time.monotonic() < end:
+        data = connection.recv(65536)
+        if not data:
+            return
+
+
 class RequestHandler(WSGIRequestHandler):
     """Answers the requests of a connection, one after the other."""
 
     protocol_version = "HTTP/1.1"
-    # A request without a version gets an answer with a status line all the same.
+    # A request line without a version, too, gets an answer with a status line.
     default_request_version = "HTTP/1.0"
     timeout = IDLE_TIMEOUT
     # No buffer for `rfile`: the one below has its own.
@@ -235,6 +242,8 @@ class RequestHandler(WSGIRequestHandler):
         if not self.parse_request():
             # An error has been sent, or the line was empty.
             return
+        # wsgiref would take a client that does not take the answer for an error of `app`.
+        # So the answer is sent when it is whole.
         content = io.BytesIO()
         handler = AnswerHandler(
             self.rfile, content, self.get_stderr(), self.get_environ()
@@ -244,10 +253,7 @@ class RequestHandler(WSGIRequestHandler):
         self.send(content.getvalue())
 
     def send(self, content: bytes) -> None:
-        """Send an answer in one piece. Raises OSError when the client does not take it.
-
-        wsgiref would take that for an error of the application.
-        """
+        """Send an answer in one piece. Raises OSError when the client does not take it."""
         self.connection.settimeout(SEND_TIMEOUT)
         self.connection.sendall(content)
         self.connection.settimeout(IDLE_TIMEOUT)

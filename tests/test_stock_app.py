@@ -93,12 +93,12 @@ def test_a_lost_race_is_tried_again(fake, monkeypatch):
     assert fake.get("item.1") == b"2"
 
 
-def test_sold_out_between_the_first_look_and_watch_is_noticed(fake, monkeypatch):
+def test_sold_out_between_the_look_and_the_write_is_noticed(fake, monkeypatch):
     read = stock.get_current_reserved_stock_by_id
 
     def read_and_sell_out(item_id, *connection):
         reserved = read(item_id, *connection)
-        if not connection:
+        if connection and not reserved:
             fake.set("item.1", 4)
         return reserved
 
