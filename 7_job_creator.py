@@ -73,6 +73,8 @@ ENTRIES_AT_ONCE = 1000
 
 followers: list["Follower"] = []
 followers_lock = threading.Lock()
+# One handler at a time is called, as in JavaScript. It may fork or follow jobs itself.
+handler_lock = threading.RLock()
 
 
 def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
@@ -114,18 +116,33 @@ def follower_of(queue: rq.Queue) -> "Follower":
     return follower
 
 
-def forget_followers() -> None:
-    """Start afresh in a forked process, which has none of its parent's threads."""
-    followers.clear()
+# A program may fork while it follows jobs, for a worker of RQ, say, or a process pool. What
+# another thread has locked just then, its own lock or that of the output while it prints,
+# stays locked in the child for ever. So a fork waits until no thread is at that.
+
+
+def before_fork() -> None:
+    """Wait until no handler is called, and nobody changes the followers."""
+    handler_lock.acquire()
+    followers_lock.acquire()
+
+
+def after_fork() -> None:
+    """Let the followers go on."""
     followers_lock.release()
+    handler_lock.release()
 
 
-# A program may fork while it follows jobs, for a worker of RQ, say, or a process pool. A fork
-# waits until no thread holds the lock, or the child would find it locked for ever.
+def after_fork_in_child() -> None:
+    """Start afresh: the child has none of its parent's threads."""
+    followers.clear()
+    after_fork()
+
+
 os.register_at_fork(
-    before=followers_lock.acquire,
-    after_in_parent=followers_lock.release,
-    after_in_child=forget_followers,
+    before=before_fork,
+    after_in_parent=after_fork,
+    after_in_child=after_fork_in_child,
 )
 
 
@@ -272,7 +289,8 @@ class Follower(threading.Thread):
             del followed[event.job_id]
         for job, handler in handlers:
             try:
-                handler(job, event.name, event.detail)
+                with handler_lock:
+                    handler(job, event.name, event.detail)
             except Exception:
                 Follower.has_failed = True
                 logger.exception("Error in a handler of job %s", event.job_id)
