@@ -127,8 +127,28 @@ HOOKS = {
 }
 
 
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
 class NotificationPool(WorkerPool):
     """RQ's pool, with this collection's worker. An error that ends a worker ends it too."""
+
+    def start_workers(self, **options) -> None:
+        """Start all workers. RQ listens to signals after that; a stop may come earlier."""
+        signal.signal(signal.SIGINT, self.request_stop)
+        signal.signal(signal.SIGTERM, self.request_stop)
+        super().start_workers(**options)
+
+    def start_worker(self, *args, **options) -> None:
+        """Start a worker. A stop waits until there is a process that it reaches.
+
+        While it forks, that is a copy of the pool, which would handle the signal as such.
+        """
+        if self.status == self.Status.STOPPED:
+            return
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        super().start_worker(*args, **options)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def get_worker_process(self, name: str, **options) -> BaseProcess:
         """Return a process, not yet started, that is the worker `name`.
@@ -153,9 +173,10 @@ class NotificationPool(WorkerPool):
 
 def work(name: str, queue_names: list[str], burst: bool) -> None:
     """Be the worker `name` of the pool."""
-    # A worker in the place of another inherits the signal handlers of the pool.
+    # The signal handlers are those of the pool until here, and signals wait.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     # The script that runs is `__main__`. RQ imports the module of a job by its name: done
     # here, before the forks, each work horse has it.
     importlib.import_module("7_job_processor")

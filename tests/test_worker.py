@@ -257,6 +257,34 @@ def a_second_ctrl_c_gives_the_job_in_hand_up(start, start_redis):
     assert [job.get_status() for job in jobs] == ["started", "started"]
 
 
+STOPPED_WHILE_IT_STARTS = """
+import importlib, os, signal
+processor_7 = importlib.import_module("7_job_processor")
+
+class Pool(processor_7.NotificationPool):
+    def get_worker_process(self, *args, **options):
+        if len(self.worker_dict) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().get_worker_process(*args, **options)
+
+processor_7.NotificationPool = Pool
+processor_7.redis_client.run(processor_7.main)
+"""
+
+
+@scenario
+def a_signal_between_the_starts_of_two_workers_ends_both(start, start_redis):
+    server = start_redis()
+    command = sys.executable, "-c", STOPPED_WHILE_IT_STARTS
+    script = Script(*command, REDIS_URL=server.url, PYTHONPATH=str(ROOT))
+    try:
+        assert script.end() == 0
+        assert script.processes() == []
+        assert script.errors == []
+    finally:
+        script.kill()
+
+
 @scenario.given(signum=signal.SIGINT)
 @scenario.given(signum=signal.SIGTERM)
 def one_signal_ends_workers_that_start_suspended(start, start_redis, signum):
