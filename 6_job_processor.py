@@ -59,6 +59,8 @@ LOOK_TIMEOUT = 2
 # abandoned job for so long.
 ABSENCE = 30
 REST_AFTER_ABSENCE = 10
+# While suspended, a worker asks so often whether it still is.
+SUSPENSION_INTERVAL = 0.5
 # Without a job in hand, a stop takes no longer.
 STOP_TIMEOUT = 1.5
 
@@ -220,10 +222,13 @@ class Patient(BaseWorker):
         super().set_state(state, pipeline)
 
     def limit_stop(self) -> None:
-        """Set an alarm: the stop comes soon, whether Redis answers or not.
+        """Set an alarm, once: the stop comes soon, whether Redis answers or not.
 
         Not with a job in hand: then the alarm is RQ's, for the time-out of the job.
         """
+        remaining, _ = signal.getitimer(signal.ITIMER_REAL)
+        if remaining > 0:
+            return
         signal.signal(signal.SIGALRM, self.give_up)
         signal.setitimer(signal.ITIMER_REAL, STOP_TIMEOUT)
 
@@ -246,7 +251,7 @@ class Patient(BaseWorker):
                 self.is_done = True
                 raise StopRequested
             self.set_state(WorkerStatus.SUSPENDED)
-            time.sleep(1)
+            time.sleep(SUSPENSION_INTERVAL)
 
     @property
     def should_run_maintenance_tasks(self) -> bool:
