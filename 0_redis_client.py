@@ -54,11 +54,11 @@ DEFAULTS = {
     "driver_info": None,
 }
 
-# For a service whose own clients wait.
+# For 9_stock.py, whose own clients wait.
 ANSWER_AT_ONCE = {
     "socket_timeout": 0.5,
     # One attempt, and no error at which redis-py would do more than raise it: while a key
-    # is watched, it would raise a `WatchError`, at which a transaction begins again.
+    # is watched, as there, it would raise a `WatchError`, and the transaction begin again.
     "retry": Retry(NoBackoff(), retries=0, supported_errors=()),
     # By itself redis-py has 100 connections, and refuses the 101st client.
     "max_connections": 10_000,
@@ -148,7 +148,9 @@ class Output(io.FileIO):
 
 def prepare_process() -> None:
     """Set up output and signals of a process that runs a script."""
+    # It is None when it is closed, as with `>&-`.
     if sys.stdout is not None:
+        # Python's own, but for the class: text goes into a buffer, and that into `output`.
         output = Output(sys.stdout.fileno(), "w", closefd=False)
         # Every line leaves at once and in one piece, whatever characters it holds.
         sys.stdout = io.TextIOWrapper(

@@ -3,7 +3,7 @@
 import importlib
 
 redis_client = importlib.import_module("0_redis_client")
-client = redis_client.create_client(decode_responses=True)
+client = redis_client.create_client(decode_responses=True)  # else values are bytes
 
 
 def set_new_school(school_name: str, value: str) -> None:

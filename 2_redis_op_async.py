@@ -31,5 +31,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    # The twin of a call of an async function: `asyncio.run(main())`, as a script.
+    # `main()` only makes a coroutine, which `asyncio.run` starts.
     redis_client.run(asyncio.run, main())

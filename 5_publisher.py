@@ -18,7 +18,7 @@ def publish_message(message: str, time: int) -> Timer:
 
 
 def publish(message: str) -> None:
-    """Publish `message` at once."""
+    """Publish `message` at once, in the timer's thread: `run` sees no error of it."""
     print(f"About to send {message}")
     try:
         client.publish(CHANNEL, message)

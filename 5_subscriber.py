@@ -19,7 +19,7 @@ def receive_messages() -> None:
     with client.pubsub() as pubsub:
         pubsub.subscribe(CHANNEL)
         print(redis_client.CONNECTED)
-        for message in listen(pubsub):
+        for message in messages_of(pubsub):
             print(message)
             if message == KILL_SERVER:
                 pubsub.unsubscribe(CHANNEL)
@@ -34,7 +34,7 @@ def main() -> None:
             receive_messages()
             return
         except redis.AuthenticationError:
-            # One of AWAY for redis-py, but Redis is there, and won't change its mind.
+            # It is a `ConnectionError`, too, but Redis is there, and won't change its mind.
             raise
         except redis_client.AWAY as error:
             redis_client.print_not_connected(error)
@@ -45,7 +45,7 @@ def main() -> None:
 # The exercise ends here. What follows notices a connection that has fallen silent.
 
 
-def listen(pubsub: redis.client.PubSub) -> Iterator[str]:
+def messages_of(pubsub: redis.client.PubSub) -> Iterator[str]:
     """Yield the messages that arrive.
 
     `pubsub.listen()` would wait for ever on a connection that is dead but not closed.

@@ -22,7 +22,7 @@ def main() -> None:
     queue = create_queue(QUEUE)
     [job_id] = new_job_ids(queue.connection)
     job = queue.enqueue(
-        "6_job_processor.send_notification",
+        "6_job_processor.send_notification",  # by its name, so it is not imported here
         JOB_DATA["phoneNumber"],
         JOB_DATA["message"],
         job_id=job_id,
@@ -51,7 +51,7 @@ def new_job_ids(connection: redis.Redis, count: int = 1) -> list[str]:
     while True:
         last = connection.incrby("job_ids", count)
         ids = [str(number) for number in range(last - count + 1, last + 1)]
-        # Had the counter been lost, a used id would overwrite its job.
+        # If the counter was deleted, it starts again: ids that are in use are skipped.
         keys = [Job.key_for(job_id) for job_id in ids]
         if not connection.exists(*keys):
             return ids
@@ -64,10 +64,11 @@ def has_completed(job: Job) -> bool:
     """
     while True:
         try:
-            # Waits until there is a result, for a second at most. The status tells more.
+            # Waits until a run has a result, for a second at most.
             job.latest_result(timeout=1)
             status = job.get_status()
         except InvalidJobOperation:
+            # By this RQ says that the job is gone.
             return False
         except redis_client.AWAY:
             status = None

@@ -66,14 +66,21 @@ STOP_TIMEOUT = 1.5
 
 
 class NotificationError(Exception):
-    """A notification that must not be sent: its job fails, without a traceback."""
+    """A notification that must not be sent: its job fails, without a traceback.
+
+    Task 9 raises it. It stands here as the workers know it.
+    """
 
 
 class PatientRetry(Retry):
-    """Tries a command again for as long as Redis is away or full."""
+    """Tries a command again for as long as Redis is away or full.
+
+    redis-py calls `do`, which sends the command, and `fail` after each failure.
+    """
 
     def __init__(self):
         errors = (*redis_client.AWAY, redis.OutOfMemoryError)
+        # -1 is for ever.
         super().__init__(NoBackoff(), retries=-1, supported_errors=errors)
 
     def call_with_retry(
@@ -131,6 +138,11 @@ class DueJobs(RQScheduler):
 class Patient(BaseWorker):
     """A worker that waits while Redis is away or full, and stops between two jobs.
 
+    All its methods but a few are RQ's, and add to them. RQ's `work` calls again and again:
+    `check_for_suspension`, `run_maintenance_tasks`, `dequeue_job_and_maintain_ttl`,
+    `execute_job`, `heartbeat`; at its end, `teardown`. `StopRequested`, raised in any of
+    these, ends it. In `PatientWorker` below, `super()` means RQ's `Worker`.
+
     It makes the client that it is given as patient as itself. Some intervals of RQ's are
     its own: `worker_ttl` and `job_monitoring_interval` change nothing.
 
@@ -158,9 +170,10 @@ class Patient(BaseWorker):
         self.stop_requested = False
         # The loop has been left.
         self.is_leaving = False
-        # The clock, when it was looked at last: it has been away until now.
+        # By `time.time()`, which shows a sleep of the machine, and a clock that is set: when
+        # this worker was there last. Until now it was not.
         self.last_seen = 0.0
-        # By `time.monotonic()`: at once.
+        # By `time.monotonic()`, which does not: at once.
         self.next_heartbeat = 0.0
         self.next_look = 0.0
         self.next_maintenance = 0.0
@@ -173,7 +186,7 @@ class Patient(BaseWorker):
         """
         options["with_scheduler"] = False
         worked = super().work(burst, logging_level, **options)
-        # The alarm of a stop must not end what comes after the worker.
+        # Switch off the alarm of a stop, for what comes after the worker.
         signal.setitimer(signal.ITIMER_REAL, 0)
         if not self.was_to_end(options.get("max_jobs")):
             sys.exit(1)
@@ -224,7 +237,8 @@ class Patient(BaseWorker):
     def limit_stop(self) -> None:
         """Set an alarm, once: the stop comes soon, whether Redis answers or not.
 
-        Not with a job in hand: then the alarm is RQ's, for the time-out of the job.
+        Not with a job in hand: a process has one alarm, and then it is RQ's, for the
+        time-out of the job.
         """
         remaining, _ = signal.getitimer(signal.ITIMER_REAL)
         if remaining > 0:
@@ -233,12 +247,13 @@ class Patient(BaseWorker):
         signal.setitimer(signal.ITIMER_REAL, STOP_TIMEOUT)
 
     def give_up(self, signum, frame) -> None:
-        """End at once, unless a job is in hand that is to be finished."""
+        """The alarm: end at once, unless a job is in hand that is to be finished."""
         if self.is_leaving or self.get_state() != WorkerStatus.BUSY:
+            # `sys.exit` would say goodbye to Redis first.
             os._exit(0)
 
     def teardown(self) -> None:
-        """Say goodbye to Redis. A second signal comes here with a job in hand."""
+        """Say goodbye to Redis. After a second signal, a job is still in hand here."""
         self.is_leaving = True
         if self.stop_requested:
             self.limit_stop()

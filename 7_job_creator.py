@@ -35,7 +35,7 @@ def queue_jobs(jobs: list[dict], queue: rq.Queue) -> list[rq.job.Job]:
         options = {"job_id": job_id, **processor_7.HOOKS}
         call = queue.prepare_data(processor_7.send_notification, arguments, **options)
         prepared.append(call)
-    queued = queue.enqueue_many(prepared)
+    queued = queue.enqueue_many(prepared)  # in one transaction
     for job in queued:
         print(f"Notification job created: {job.id}", flush=True)
     return follow(queued, queue, print_event)
@@ -64,7 +64,7 @@ Event = processor_7.Event
 
 # A function that is called with a job, the name of an event, and its detail.
 Handler = Callable[[rq.job.Job, str, object], None]
-# The jobs that are followed, by their ids: each with all the handlers it has.
+# The jobs that are followed, by their ids. `follow` may be called more than once for a job.
 Followed = dict[str, list[tuple[rq.job.Job, Handler]]]
 
 # In seconds. So often a follower asks RQ for ends that it was not told.
@@ -72,6 +72,8 @@ SILENCE = 1
 ENTRIES_AT_ONCE = 1000
 
 followers: list["Follower"] = []
+# Held to change that list, or what a follower is given to do: so none of them ends between
+# being found and getting more jobs. All else of a follower belongs to its thread.
 followers_lock = threading.Lock()
 # One handler at a time is called, as in JavaScript. It may fork or follow jobs itself.
 handler_lock = threading.RLock()
@@ -96,6 +98,7 @@ def wait_for_jobs() -> None:
 
     Ends the script with exit status 1 if something that happened could not be told.
     """
+    # Each takes itself off the list at its end.
     while followers:
         for follower in followers.copy():
             follower.join()
@@ -227,7 +230,8 @@ class Follower(threading.Thread):
     def position_before(self, newcomers: list[tuple[rq.job.Job, Handler]]) -> str:
         """Return a position in the stream from before the jobs were created.
 
-        It is a time of Redis, whose clock may differ from the one here.
+        A position is a time in milliseconds, by the clock of Redis, which may differ from
+        the one here. Two seconds are for fractions that get lost.
         """
         created_at = min(job.created_at.timestamp() for job, _ in newcomers)
         age = time.time() - created_at
@@ -296,13 +300,16 @@ class Follower(threading.Thread):
                 logger.exception("Error in a handler of job %s", event.job_id)
 
     def tell_lost_ends(self) -> None:
-        """Tell the ends of jobs that are not in the stream: a killed job writes none."""
+        """Tell the ends of jobs that are not in the stream: a killed job writes none.
+
+        RQ is asked first, then the stream is read to its end: whatever has ended by then
+        and has written its end is told from there.
+        """
         begin = time.monotonic()
         ends = self.ask_rq()
         # Thousands of jobs take a while: a tenth of the time at most.
         pause = max(SILENCE, 10 * (time.monotonic() - begin))
         self.next_question = time.monotonic() + pause
-        # What is in the stream by now comes first.
         entries = self.read()
         while entries:
             self.tell(entries, self.followed)

@@ -131,7 +131,7 @@ STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
 class NotificationPool(WorkerPool):
-    """RQ's pool, with this collection's worker. An error that ends a worker ends it too."""
+    """RQ's pool, with `PatientWorker`. An error that ends a worker ends it too."""
 
     def start_workers(self, **options) -> None:
         """Start all workers. RQ listens to signals after that; a stop may come earlier."""
@@ -177,8 +177,8 @@ def work(name: str, queue_names: list[str], burst: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    # The script that runs is `__main__`. RQ imports the module of a job by its name: done
-    # here, before the forks, each work horse has it.
+    # The script that runs is the module `__main__`. RQ imports this file a second time, by the
+    # name that a job gives. Done here, before the forks, it is not done for each job.
     importlib.import_module("7_job_processor")
     client = redis_client.create_client()
     processor_6.PatientWorker(queue_names, name=name, connection=client).work(burst)

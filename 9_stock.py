@@ -92,7 +92,9 @@ def main() -> None:
         server.serve_forever()
 
 
-# The exercise ends here. What follows makes an answer of every error, and serves `app`.
+# The exercise ends here. `make_server` of wsgiref would do for it, with an `app` of five
+# lines. What follows also makes an answer of every error, keeps connections open between
+# requests, bears with clients that leave, stall or send much, and finishes what it answers.
 
 logger = redis_client.logger
 
@@ -100,6 +102,7 @@ JSON = "application/json; charset=utf-8"
 JSON_ENCODER = json.JSONEncoder(separators=(",", ":"))
 IDLE_TIMEOUT = 5  # seconds until a connection without a request is dropped
 SEND_TIMEOUT = 1  # second in which a client must take an answer
+LINE_LIMIT = 65536  # bytes of the first line of a request
 CLOSE_TIMEOUT = 1  # second in which the rest of a request is read before the end
 
 
@@ -152,7 +155,7 @@ def open_server(port: str) -> "Server":
 class Server(ThreadingMixIn, WSGIServer):
     """The standard library's WSGI server, with a thread for each connection."""
 
-    # Clients that come at once: with less room, some would wait for a second.
+    # Room for clients that come at once: with less, some would wait for a second.
     request_queue_size = 1024
 
     def __init__(self, *args):
@@ -183,7 +186,7 @@ class Server(ThreadingMixIn, WSGIServer):
     def server_close(self) -> None:
         """Stop to listen, and wait for the answers in hand. No request begins any more."""
         self.is_stopping = True
-        # This wakes the threads that wait for a request.
+        # This ends the reading of the threads that wait for a request.
         for connection in self.connections.copy():
             try:
                 connection.shutdown(socket.SHUT_RD)
@@ -213,7 +216,7 @@ class RequestHandler(WSGIRequestHandler):
     # A request line without a version, too, gets an answer with a status line.
     default_request_version = "HTTP/1.0"
     timeout = IDLE_TIMEOUT
-    # No buffer for `rfile`: the one below has its own.
+    # No buffer for `rfile`, what the client sends: the reader below has its own.
     rbufsize = 0
     error_content_type = JSON
     error_message_format = '{"status":"%(explain)s"}'
@@ -235,8 +238,8 @@ class RequestHandler(WSGIRequestHandler):
 
     def handle_one_request(self) -> None:
         """Read a request, and send the answer of `app` to it."""
-        self.raw_requestline = self.rfile.readline(65537)
-        if len(self.raw_requestline) > 65536:
+        self.raw_requestline = self.rfile.readline(LINE_LIMIT + 1)
+        if len(self.raw_requestline) > LINE_LIMIT:
             self.refuse_long_line()
             return
         if not self.parse_request():
@@ -259,11 +262,12 @@ class RequestHandler(WSGIRequestHandler):
         self.connection.settimeout(IDLE_TIMEOUT)
 
     def handle_expect_100(self) -> bool:
-        """Ask for no body, as the answer needs none."""
+        """Leave `Expect: 100-continue` unanswered: no body is needed."""
         return True
 
     def refuse_long_line(self) -> None:
         """Answer a request whose first line has no end."""
+        # `send_error` reads these.
         self.requestline = ""
         self.request_version = ""
         self.command = ""
@@ -285,10 +289,11 @@ class RequestHandler(WSGIRequestHandler):
         return "close" in [word.strip() for word in words]
 
     def has_body(self) -> bool:
-        """Tell whether a body may follow, which would be taken for the next request."""
+        """Tell whether a body may follow. A request hidden in it must not be answered."""
         if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
             return True
-        # These may hide in what Python's parser could make no header of, or has folded.
+        # Or one of them hides in a line that Python's parser could make no header of, and so
+        # put into the payload, or has folded into the header before it.
         if self.headers.defects or self.headers.get_payload():
             return True
         return "\n" in "".join(self.headers.values())
@@ -298,7 +303,7 @@ class RequestHandler(WSGIRequestHandler):
 
 
 class AnswerHandler(ServerHandler):
-    """Calls the application for one request, and tells of the connection's end."""
+    """Calls the application for one request; adds `Connection: close` to the last answer."""
 
     http_version = "1.1"
     # It need not say which server it is.

@@ -37,7 +37,7 @@ def queue(monkeypatch) -> Iterator[Queue]:
 
 
 def wait_for_jobs() -> None:
-    """Wait until no job is followed; not for as long as it takes, as the script does."""
+    """Wait until no job is followed, for 10 seconds at most; the script waits for ever."""
     for follower in creator_7.followers.copy():
         follower.join(timeout=10)
         assert not follower.is_alive()
