@@ -76,6 +76,9 @@ MALFORMED = (
     "with %-escapes for special characters (%40 for @, %2F for /, %23 for #, %3F for ?)"
 )
 
+# A database, a number of seconds, bytes or connections.
+LARGEST_NUMBER = 1_000_000
+
 TEXT_OPTIONS = {
     "host",
     "path",
@@ -105,12 +108,16 @@ def is_well_formed(url: str) -> bool:
         parts = urlsplit(url)
         options = redis.connection.parse_url(url)
         redis.ConnectionPool.from_url(url, **DEFAULTS).make_connection()
+        # What would fail only when it is used: other bytes than UTF-8, a part of the host's
+        # name that is empty or too long, an encoding that Python does not know.
+        url.encode()
+        options.get("host", "").encode("idna")
         codecs.lookup(options.get("encoding", "utf-8"))
     except (ValueError, TypeError, LookupError, redis.RedisError):
         return False
     if parts.scheme != "unix":
-        # redis-py takes any other path for database 0.
-        if not re.fullmatch("(/[0-9]*)?", parts.path):
+        # redis-py takes any other path for database 0, and port 0 for 6379.
+        if not re.fullmatch("(/[0-9]*)?", parts.path) or parts.port == 0:
             return False
         # An unescaped "?" or "#" in a password ends the address before its "@".
         if "@" in parts.query + parts.fragment:
@@ -129,8 +136,7 @@ def is_well_formed(url: str) -> bool:
 def is_allowed(name: str, value: object) -> bool:
     """Tell whether a URL can hold this option; redis-py finds out when it is used."""
     if isinstance(value, (int, float)):
-        # A database or a time below 0 can't be.
-        return value >= 0
+        return 0 <= value <= LARGEST_NUMBER
     # Others hold objects of Python, such as a `Retry`.
     return name in TEXT_OPTIONS or name.startswith("ssl_")
 

@@ -72,16 +72,15 @@ class NotificationError(Exception):
     """
 
 
-class PatientRetry(Retry):
-    """Tries a command again for as long as Redis is away or full.
+AWAY_OR_FULL = (*redis_client.AWAY, redis.OutOfMemoryError)
 
-    redis-py calls `do`, which sends the command, and `fail` after each failure.
-    """
+
+class PatientRetry(Retry):
+    """Tries a command again for as long as Redis is away or full."""
 
     def __init__(self):
-        errors = (*redis_client.AWAY, redis.OutOfMemoryError)
         # -1 is for ever.
-        super().__init__(NoBackoff(), retries=-1, supported_errors=errors)
+        super().__init__(NoBackoff(), retries=-1, supported_errors=AWAY_OR_FULL)
 
     def call_with_retry(
         self,
@@ -90,25 +89,27 @@ class PatientRetry(Retry):
         is_retryable: Callable | None = None,
         with_failure_count: bool = False,
     ):
-        """Wait after a failure, before redis-py is told of it by `fail`.
+        """Send a command by `do`. After a failure wait, then tell redis-py by `fail`.
 
-        While a key is watched, redis-py does not try again, but raises `WatchError`. RQ
-        takes that for a changed key and begins again, without a wait of its own.
+        redis-py's own method comes to `fail` at once. While a key is watched, that raises
+        `WatchError`, which RQ takes for a changed key: it begins again, without a wait.
         """
-
-        def wait_and_fail(error: Exception, failures: int) -> None:
-            if isinstance(error, redis.AuthenticationError):
+        failures = 0
+        while True:
+            try:
+                return do()
+            except redis.AuthenticationError:
                 # Redis is there, and won't change its mind.
-                raise error
-            time.sleep(RETRY_INTERVAL)
-            if with_failure_count:
-                fail(error, failures)
-            else:
-                fail(error)
-
-        return super().call_with_retry(
-            do, wait_and_fail, is_retryable, with_failure_count=True
-        )
+                raise
+            except AWAY_OR_FULL as error:
+                if is_retryable is not None and not is_retryable(error):
+                    raise
+                failures += 1
+                time.sleep(RETRY_INTERVAL)
+                if with_failure_count:
+                    fail(error, failures)
+                else:
+                    fail(error)
 
 
 class DueJobs(RQScheduler):
@@ -120,6 +121,7 @@ class DueJobs(RQScheduler):
         # RQ makes a client of its own for this. Here that tries once: tried again, a
         # transaction whose answer was lost would queue its jobs twice.
         self.connection.set_retry(Retry(NoBackoff(), retries=0))
+        # What its pool makes connections with; there is none yet.
         self.connection.get_connection_kwargs()["socket_timeout"] = LOOK_TIMEOUT
 
     def enqueue(self) -> None:
@@ -131,7 +133,7 @@ class DueJobs(RQScheduler):
             self.acquire_locks()
             self.enqueue_scheduled_jobs()
             self.release_locks()
-        except (*redis_client.AWAY, redis.OutOfMemoryError):
+        except AWAY_OR_FULL:
             return
 
 

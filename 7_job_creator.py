@@ -164,7 +164,7 @@ class Follower(threading.Thread):
         self.connection = queue.connection
         self.stream = processor_7.stream_of(queue.name)
         # The id of the entry that was read last.
-        self.position: str | bytes = ""
+        self.position: str | bytes | None = None
         # Jobs of the latest calls, which it does not follow yet.
         self.newcomers: list[tuple[rq.job.Job, Handler]] = []
         self.followed: Followed = {}
@@ -174,17 +174,17 @@ class Follower(threading.Thread):
     def run(self) -> None:
         """Follow jobs for as long as there are some, and somebody who could be told."""
         try:
-            while not self.has_left() and is_anyone_there():
+            while not self.leave_if_done() and is_anyone_there():
                 self.tell_news()
         finally:
             with followers_lock:
                 if self in followers:
-                    # It ends early: a handler has called `sys.exit()`, say.
+                    # It ends early: the script has, or a handler has called `sys.exit()`.
                     followers.remove(self)
                     Follower.has_failed = True
 
-    def has_left(self) -> bool:
-        """Leave if there is no job to follow: later calls then need a new follower."""
+    def leave_if_done(self) -> bool:
+        """Leave if there is no job to follow, and tell so. Later calls need a new follower."""
         with followers_lock:
             if self.newcomers or self.followed:
                 return False
@@ -217,10 +217,10 @@ class Follower(threading.Thread):
         for job, handler in newcomers:
             admitted.setdefault(job.id, []).append((job, handler))
         start = self.position_before(newcomers)
-        if self.position:
-            self.tell(self.reread(start), admitted)
-        else:
+        if self.position is None:
             self.position = start
+        else:
+            self.tell(self.reread(start), admitted)
         for job_id, handlers in admitted.items():
             self.followed.setdefault(job_id, []).extend(handlers)
         with followers_lock:

@@ -60,7 +60,17 @@ def to_json(value: object) -> str:
     try:
         return json.dumps(value)
     except (TypeError, ValueError, RecursionError):
-        return json.dumps(str(value))
+        return json.dumps(text_of(value))
+
+
+def text_of(value: object) -> str:
+    """Return `str(value)`, or the name of its class if that fails or is empty."""
+    try:
+        text = str(value)
+    except Exception:
+        redis_client.logger.exception("%s has no text", type(value))
+        text = ""
+    return text or type(value).__name__
 
 
 class Event(NamedTuple):
@@ -116,8 +126,7 @@ def report_failed(job: Job, connection: redis.Redis, exc_type, exc, traceback) -
     name = "failed"
     if job.should_retry:
         name = "failed attempt"
-    error = str(exc) or exc_type.__name__
-    Event(job.id, name, error).write(connection, job.origin)
+    Event(job.id, name, text_of(exc)).write(connection, job.origin)
 
 
 # What a job is queued with, so that its end is told.
@@ -144,10 +153,9 @@ class NotificationPool(WorkerPool):
 
         While it forks, that is a copy of the pool, which would handle the signal as such.
         """
-        if self.status == self.Status.STOPPED:
-            return
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        super().start_worker(*args, **options)
+        if self.status != self.Status.STOPPED:
+            super().start_worker(*args, **options)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def get_worker_process(self, name: str, **options) -> BaseProcess:

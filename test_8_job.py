@@ -5,6 +5,7 @@ process, and no job runs before a test starts a worker.
 """
 
 import importlib
+import signal
 from collections.abc import Iterator
 
 import fakeredis
@@ -49,7 +50,10 @@ def process(queue: Queue) -> None:
     In this process, with `SimpleWorker`: the fork of a `Worker` would run them on its
     own copy of fakeredis.
     """
+    handler = signal.getsignal(signal.SIGINT)
     SimpleWorker([queue], connection=queue.connection).work(burst=True)
+    # The worker leaves its own, by which Ctrl-C would not end pytest.
+    signal.signal(signal.SIGINT, handler)
     wait_for_jobs()
 
 

@@ -1,6 +1,7 @@
 """What the tests of the job scripts share: workers, and what is told of jobs."""
 
 import importlib
+import signal
 import sys
 import time
 from collections import defaultdict
@@ -23,7 +24,10 @@ class DeafWorker(SimpleWorker):
 
 def work(connection: redis.Redis, *queues: str | Queue) -> None:
     """Run the queued jobs in this process: a work horse could not reach fakeredis."""
+    handler = signal.getsignal(signal.SIGINT)
     DeafWorker(queues, connection=connection).work(burst=True)
+    # The worker leaves its own, by which Ctrl-C would not end pytest.
+    signal.signal(signal.SIGINT, handler)
 
 
 def wait_for_followers(timeout: float = 30) -> None:

@@ -109,6 +109,21 @@ def test_a_result_that_json_does_not_know_is_told_as_text_and_fails_no_job(
     assert job.is_finished and job.return_value() == result
 
 
+class Textless(Exception):
+    def __str__(self):
+        raise ValueError("no text")
+
+
+def test_a_result_or_an_error_without_a_text_is_told_by_its_class(queue):
+    heard = Heard()
+    job = follow(queue, "builtins.pow", 10, 5000, handler=heard)  # too long for a text
+    work(queue.connection, queue)
+    wait_for_followers()
+    assert heard == [("complete", "int")]
+    assert job.is_finished
+    assert processor_7.text_of(Textless()) == "Textless"
+
+
 def test_the_stream_of_events_is_bounded(queue, monkeypatch):
     monkeypatch.setattr(processor_7, "EVENTS_KEPT", 100)
     for _ in range(1000):
