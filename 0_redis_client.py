@@ -50,15 +50,15 @@ DEFAULTS = {
     "socket_connect_timeout": 0.5,
     # By itself redis-py greets with HELLO, which Redis 5 does not know.
     "protocol": 2,
-    # A new connection need not say which library made it.
+    # Two commands less for each connection: it need not say which library made it.
     "driver_info": None,
 }
 
 # For 9_stock.py, whose own clients wait.
 ANSWER_AT_ONCE = {
     "socket_timeout": 0.5,
-    # One attempt, and no error at which redis-py would do more than raise it: while a key
-    # is watched, as there, it would raise a `WatchError`, and the transaction begin again.
+    # One attempt. At a "supported" error, redis-py cleans up even so; while a key is watched,
+    # as there, it makes a `WatchError` of it, at which the transaction would begin again.
     "retry": Retry(NoBackoff(), retries=0, supported_errors=()),
     # By itself redis-py has 100 connections, and refuses the 101st client.
     "max_connections": 10_000,
@@ -76,7 +76,7 @@ MALFORMED = (
     "with %-escapes for special characters (%40 for @, %2F for /, %23 for #, %3F for ?)"
 )
 
-# A database, a number of seconds, bytes or connections.
+# For any option. Larger ones, `inf` say, fail only when they are used.
 LARGEST_NUMBER = 1_000_000
 
 TEXT_OPTIONS = {
@@ -137,7 +137,7 @@ def is_allowed(name: str, value: object) -> bool:
     """Tell whether a URL can hold this option; redis-py finds out when it is used."""
     if isinstance(value, (int, float)):
         return 0 <= value <= LARGEST_NUMBER
-    # Others hold objects of Python, such as a `Retry`.
+    # All others need an object of Python, such as a `Retry`, and a URL has only text.
     return name in TEXT_OPTIONS or name.startswith("ssl_")
 
 

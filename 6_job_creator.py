@@ -76,7 +76,8 @@ def has_completed(job: Job) -> bool:
             return True
         if status in FAILED:
             return False
-        # Redis is away, or the job will be tried again.
+        # It has not ended. The line above does not wait when Redis is away, or when an
+        # earlier attempt has left a result.
         time.sleep(0.1)
 
 

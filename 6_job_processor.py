@@ -27,7 +27,7 @@ QUEUE = "push_notification_code"
 def send_notification(phone_number: str, message: str) -> None:
     """Send `message` to `phone_number`. Twin of `sendNotification`."""
     line = f"Sending notification to {phone_number}, with message: {message}"
-    # RQ's work horse flushes nothing at its end.
+    # `run` lets every line leave at once. `rq worker` does not, nor at its work horse's end.
     print(line, flush=True)
 
 
@@ -68,7 +68,7 @@ STOP_TIMEOUT = 1.5
 class NotificationError(Exception):
     """A notification that must not be sent: its job fails, without a traceback.
 
-    Task 9 raises it. It stands here as the workers know it.
+    Task 9 raises it. It stands here because `handle_exception` below looks for it.
     """
 
 
@@ -79,7 +79,7 @@ class PatientRetry(Retry):
     """Tries a command again for as long as Redis is away or full."""
 
     def __init__(self):
-        # -1 is for ever.
+        # -1 is for ever: redis-py reads that when it connects anew.
         super().__init__(NoBackoff(), retries=-1, supported_errors=AWAY_OR_FULL)
 
     def call_with_retry(
@@ -116,7 +116,7 @@ class DueJobs(RQScheduler):
     """Queues delayed jobs that are due: a part of a worker, not a process of its own."""
 
     def __init__(self, queues: list[Queue], connection: redis.Redis):
-        # RQ would log at level INFO, once a second, that it has acquired a lock.
+        # Or `rq worker` would log once a second, at level INFO, that a lock is acquired.
         super().__init__(queues, connection, logging_level=logging.WARNING)
         # RQ makes a client of its own for this. Here that tries once: tried again, a
         # transaction whose answer was lost would queue its jobs twice.
@@ -125,9 +125,10 @@ class DueJobs(RQScheduler):
         self.connection.get_connection_kwargs()["socket_timeout"] = LOOK_TIMEOUT
 
     def enqueue(self) -> None:
-        """Queue what is due, unless another worker is just at it.
+        """Queue what is due, but in queues whose lock another worker has just now.
 
-        If Redis is away or full, what is due is left to the next look.
+        If Redis is away or full, what is due is left to the next look. A lock that was not
+        released ends by itself.
         """
         try:
             self.acquire_locks()
@@ -140,20 +141,22 @@ class DueJobs(RQScheduler):
 class Patient(BaseWorker):
     """A worker that waits while Redis is away or full, and stops between two jobs.
 
-    All its methods but a few are RQ's, and add to them. RQ's `work` calls again and again:
-    `check_for_suspension`, `run_maintenance_tasks`, `dequeue_job_and_maintain_ttl`,
+    Its methods are RQ's, with something added; its own are `was_to_end`, `limit_stop`,
+    `give_up`, `care_for_abandoned_jobs` and `notice_absence`. RQ's `work` calls again and
+    again: `check_for_suspension`, `run_maintenance_tasks`, `dequeue_job_and_maintain_ttl`,
     `execute_job`, `heartbeat`; at its end, `teardown`. `StopRequested`, raised in any of
     these, ends it. In `PatientWorker` below, `super()` means RQ's `Worker`.
 
     It makes the client that it is given as patient as itself. Some intervals of RQ's are
     its own: `worker_ttl` and `job_monitoring_interval` change nothing.
 
-    A stop comes as a signal. Where it finds the worker, it is only noted:
+    A stop comes as a signal, whose handler only notes it, whatever the worker is at:
 
     - Without a job in hand, the worker ends before the next wait for one, or by an alarm
       if Redis does not answer in time.
     - With a job in hand, it finishes that first. Then it is without a job, as above.
-    - A second signal gives the job in hand up: RQ leaves its loop by `teardown`.
+    - A second signal gives the job in hand up: for that, RQ sets a handler of its own at
+      the first, which leaves the loop by `teardown`.
     """
 
     def __init__(
@@ -240,7 +243,7 @@ class Patient(BaseWorker):
         """Set an alarm, once: the stop comes soon, whether Redis answers or not.
 
         Not with a job in hand: a process has one alarm, and then it is RQ's, for the
-        time-out of the job.
+        time-out of the job or the wait for its work horse.
         """
         remaining, _ = signal.getitimer(signal.ITIMER_REAL)
         if remaining > 0:
@@ -249,7 +252,10 @@ class Patient(BaseWorker):
         signal.setitimer(signal.ITIMER_REAL, STOP_TIMEOUT)
 
     def give_up(self, signum, frame) -> None:
-        """The alarm: end at once, unless a job is in hand that is to be finished."""
+        """The alarm: end at once, unless a job is in hand that is to be finished.
+
+        It may have arrived after the alarm was set. `set_state` sets another after it.
+        """
         if self.is_leaving or self.get_state() != WorkerStatus.BUSY:
             # `sys.exit` would say goodbye to Redis first.
             os._exit(0)
@@ -318,7 +324,8 @@ class Patient(BaseWorker):
     def handle_exception(self, job: Job, *exc_info) -> None:
         """Log the error of a job with its traceback, unless it was to be expected.
 
-        Nor does an expected one come to the exception handlers that a worker may be given.
+        RQ fails the job after this. An expected error does not come to the exception
+        handlers either that a worker may be given.
         """
         error_class, _, _ = exc_info
         if issubclass(error_class, NotificationError):

@@ -152,7 +152,9 @@ os.register_at_fork(
 class Follower(threading.Thread):
     """Reads the stream of a queue, and calls the handlers of the jobs that it follows.
 
-    There is one for each queue, for as long as it has jobs to follow.
+    There is one for each queue, for as long as it has jobs to follow. It ends with the
+    script, as a daemon would, but only between two turns: a script that wants to hear of
+    all ends calls `wait_for_jobs`.
     """
 
     has_failed = False
@@ -366,6 +368,7 @@ def error_of(job: rq.job.Job) -> str:
     result = job.latest_result()
     if result is None or not result.exc_string:
         return ""
+    # What RQ says of a killed work horse ends with "; ".
     last_line = result.exc_string.strip("; \n").splitlines()[-1]
     # The last line of a traceback is "module.Class: message".
     name, _, message = last_line.partition(": ")

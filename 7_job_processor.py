@@ -1,6 +1,6 @@
 """Task 9: process jobs, two at a time, with progress and errors.
 
-The twin of 7-processor_6.js; 7_job_creator.py, in another terminal, creates the jobs.
+The twin of 7-job_processor.js; 7_job_creator.py, in another terminal, creates the jobs.
 """
 
 import importlib
@@ -46,7 +46,8 @@ def main() -> None:
 # The exercise ends here. What follows tells what happens to jobs, as RQ has no job events.
 
 
-# Entries in the stream of a queue; the oldest go first. What jobs return is kept there too.
+# Entries in the stream of a queue; the oldest go first. With what a job returns in them, they
+# take memory: large results are better written elsewhere.
 EVENTS_KEPT = 100_000
 
 
@@ -151,7 +152,8 @@ class NotificationPool(WorkerPool):
     def start_worker(self, *args, **options) -> None:
         """Start a worker. A stop waits until there is a process that it reaches.
 
-        While it forks, that is a copy of the pool, which would handle the signal as such.
+        Just after the fork, the child has the pool's signal handlers, and would act as if it
+        were the pool. So signals are blocked until `work` has set others.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         if self.status != self.Status.STOPPED:
@@ -170,8 +172,8 @@ class NotificationPool(WorkerPool):
     def handle_dead_worker(self, worker_data: WorkerData) -> None:
         """End with exit status 1 after an error, instead of starting workers for ever.
 
-        In the place of a worker that was killed, RQ starts another. At the end, Python
-        waits for the workers that are told to stop here.
+        RQ's own takes the worker off its list; later it starts another in its place. At the
+        end, Python waits for the workers that are told to stop here.
         """
         super().handle_dead_worker(worker_data)
         if worker_data.process.exitcode == 1:

@@ -164,7 +164,7 @@ class Server(ThreadingMixIn, WSGIServer):
         super().__init__(*args)
 
     def request_stop(self, signum, frame) -> None:
-        """Stop to serve. `shutdown` waits for that, so it needs a thread of its own."""
+        """Stop serving. `shutdown` waits for that, so it needs a thread of its own."""
         Thread(target=self.shutdown).start()
 
     def process_request(self, request: socket.socket, client_address) -> None:
@@ -184,7 +184,7 @@ class Server(ThreadingMixIn, WSGIServer):
         self.close_request(request)
 
     def server_close(self) -> None:
-        """Stop to listen, and wait for the answers in hand. No request begins any more."""
+        """Stop listening, and reading. `ThreadingMixIn` waits for the answers in hand."""
         self.is_stopping = True
         # This ends the reading of the threads that wait for a request.
         for connection in self.connections.copy():
@@ -245,8 +245,8 @@ class RequestHandler(WSGIRequestHandler):
         if not self.parse_request():
             # An error has been sent, or the line was empty.
             return
-        # wsgiref would take a client that does not take the answer for an error of `app`.
-        # So the answer is sent when it is whole.
+        # If sending failed, wsgiref would report it as an error of `app`. So the answer is
+        # collected here, and then sent.
         content = io.BytesIO()
         handler = AnswerHandler(
             self.rfile, content, self.get_stderr(), self.get_environ()
@@ -292,10 +292,10 @@ class RequestHandler(WSGIRequestHandler):
         """Tell whether a body may follow. A request hidden in it must not be answered."""
         if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
             return True
-        # Or one of them hides in a line that Python's parser could make no header of, and so
-        # put into the payload, or has folded into the header before it.
+        # Python's parser could not read a line, which may have been one of these two.
         if self.headers.defects or self.headers.get_payload():
             return True
+        # A header goes on in a second line, which may be one of them.
         return "\n" in "".join(self.headers.values())
 
     def log_message(self, *args) -> None:
@@ -318,7 +318,10 @@ class AnswerHandler(ServerHandler):
 
 
 class WholeLines(io.BufferedReader):
-    """A reader for which the end of the connection is not the end of a line."""
+    """A reader for which the end of the connection is not the end of a line.
+
+    Or half a request of a client that has left would be taken for a whole one.
+    """
 
     def readline(self, size: int = -1) -> bytes:
         """Return a line, with its end, or the first `size` bytes of a longer one."""

@@ -26,7 +26,7 @@ def queue(monkeypatch) -> Iterator[Queue]:
     # queue.testMode.enter()
     connection = fakeredis.FakeRedis()
     queue = Queue("push_notification_code_3", connection=connection)
-    # What follows the jobs asks for lost ones every 10 ms; it makes clear() quick.
+    # What follows the jobs asks for lost ones every 10 ms, so that the end below is quick.
     monkeypatch.setattr(creator_7, "SILENCE", 0.01)
     yield queue
     # queue.testMode.clear(), so that nothing waits for a job any more
@@ -38,7 +38,7 @@ def queue(monkeypatch) -> Iterator[Queue]:
 
 
 def wait_for_jobs() -> None:
-    """Wait until no job is followed, for 10 seconds at most; the script waits for ever."""
+    """Wait until no job is followed. That of 7_job_creator.py has no limit."""
     for follower in creator_7.followers.copy():
         follower.join(timeout=10)
         assert not follower.is_alive()

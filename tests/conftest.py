@@ -29,7 +29,7 @@ NOT_CONNECTED = "Redis client not connected to the server: "
 interrupted = threading.Event()  # set, it lets all that waits in threads give up
 
 
-SCENARIOS_AT_A_TIME = 4
+SCENARIOS_AT_A_TIME = 5
 
 
 def is_scenario(item: pytest.Item) -> bool:

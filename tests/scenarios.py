@@ -1,4 +1,4 @@
-"""Scenarios: tests that mostly wait. So four of them are played at a time, each in a thread.
+"""Scenarios: tests that mostly wait. So five of them are played at a time, each in a thread.
 
 A file collects its scenarios, and one test looks at what became of each:
 
