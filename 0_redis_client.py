@@ -57,8 +57,9 @@ DEFAULTS = {
 # For 9_stock.py, whose own clients wait.
 ANSWER_AT_ONCE = {
     "socket_timeout": 0.5,
-    # One attempt. At a "supported" error, redis-py cleans up even so; while a key is watched,
-    # as there, it makes a `WatchError` of it, at which the transaction would begin again.
+    # One attempt. At a supported error, redis-py would close the connection and, if a key is
+    # watched, as there, raise a `WatchError`, at which the transaction begins again. With no
+    # error supported, the connection's own comes through.
     "retry": Retry(NoBackoff(), retries=0, supported_errors=()),
     # By itself redis-py has 100 connections, and refuses the 101st client.
     "max_connections": 10_000,
@@ -145,7 +146,10 @@ class Output(io.FileIO):
     """Standard output, which may lose its reader, as with `| head -1`."""
 
     def write(self, data: bytes) -> int:
-        """Write `data`, to nowhere when nobody reads it any more."""
+        """Write `data`, to nowhere when nobody reads it any more.
+
+        A worker or a creator must not end in the middle of its jobs for that.
+        """
         try:
             return super().write(data)
         except BrokenPipeError:

@@ -41,8 +41,8 @@ def main() -> None:
 # The exercise ends here. RQ's own `Worker` would do for it. The workers that follow also
 # wait while Redis is away, lose no job when they are stopped, and queue delayed jobs.
 
-# All in seconds. RQ waits for a job for 15 less than this, so for 1, and for an answer of
-# Redis for 10 more than that.
+# All in seconds. With 16, RQ waits for a job for 16 - 15 = 1, so that a stop is noticed soon,
+# and for an answer of Redis for 1 + 10 = 11.
 WORKER_TTL = 16
 # RQ looks after a running job so often. Its lease is 60 longer.
 JOB_MONITORING_INTERVAL = 5
@@ -79,7 +79,7 @@ class PatientRetry(Retry):
     """Tries a command again for as long as Redis is away or full."""
 
     def __init__(self):
-        # -1 is for ever: redis-py reads that when it connects anew.
+        # -1 is redis-py's word for what the loop below does: for ever.
         super().__init__(NoBackoff(), retries=-1, supported_errors=AWAY_OR_FULL)
 
     def call_with_retry(
@@ -89,17 +89,18 @@ class PatientRetry(Retry):
         is_retryable: Callable | None = None,
         with_failure_count: bool = False,
     ):
-        """Send a command by `do`. After a failure wait, then tell redis-py by `fail`.
+        """Send a command by `do`. After a failure wait, then call `fail`.
 
-        redis-py's own method comes to `fail` at once. While a key is watched, that raises
-        `WatchError`, which RQ takes for a changed key: it begins again, without a wait.
+        redis-py calls this. Its `fail` closes the connection, so that the next `do` makes a
+        new one; while a key is watched, it raises `WatchError`, which RQ takes for a changed
+        key, and begins again at once. So the wait comes before.
         """
         failures = 0
         while True:
             try:
                 return do()
             except redis.AuthenticationError:
-                # Redis is there, and won't change its mind.
+                # It is a `ConnectionError`, too, but Redis won't change its mind.
                 raise
             except AWAY_OR_FULL as error:
                 if is_retryable is not None and not is_retryable(error):
@@ -145,7 +146,10 @@ class Patient(BaseWorker):
     `give_up`, `care_for_abandoned_jobs` and `notice_absence`. RQ's `work` calls again and
     again: `check_for_suspension`, `run_maintenance_tasks`, `dequeue_job_and_maintain_ttl`,
     `execute_job`, `heartbeat`; at its end, `teardown`. `StopRequested`, raised in any of
-    these, ends it. In `PatientWorker` below, `super()` means RQ's `Worker`.
+    these, ends it.
+
+    `PatientWorker` below has two parents, this one and RQ's `Worker`. Python looks for a
+    method here first and then there: so `super()` is RQ's `Worker`.
 
     It makes the client that it is given as patient as itself. Some intervals of RQ's are
     its own: `worker_ttl` and `job_monitoring_interval` change nothing.
@@ -178,7 +182,8 @@ class Patient(BaseWorker):
         # By `time.time()`, which shows a sleep of the machine, and a clock that is set: when
         # this worker was there last. Until now it was not.
         self.last_seen = 0.0
-        # By `time.monotonic()`, which does not: at once.
+        # By `time.monotonic()`, which does not: at once, but for maintenance, which rests after
+        # an absence.
         self.next_heartbeat = 0.0
         self.next_look = 0.0
         self.next_maintenance = 0.0
@@ -222,6 +227,7 @@ class Patient(BaseWorker):
         self.stop_requested = True
         if self.get_state() != WorkerStatus.BUSY:
             self.limit_stop()
+        # RQ's own is needed, as it sets the handler for a second signal.
         with suppress(StopRequested):
             super().request_stop(signum, frame)
 
@@ -229,7 +235,7 @@ class Patient(BaseWorker):
         """Write nothing: RQ calls this while it handles the signal, and Redis may be away."""
 
     def set_state(self, state: str, pipeline=None) -> None:
-        """Set the state of the worker, unless it is in that state already.
+        """Set the state of the worker; if it is in that state already, save the command.
 
         After the job that a stop has waited for, the stop comes soon.
         """
@@ -338,10 +344,13 @@ class PatientWorker(Patient, Worker):
 
 
 class PatientSimpleWorker(Patient, SimpleWorker):
-    """Runs jobs in its own process: faster, but a job that crashes takes it along."""
+    """Runs jobs in its own process: faster, but a job that crashes takes it along.
+
+    For `rq worker-pool`: the README shows it. A job's lease is its time-out here.
+    """
 
     def execute_job(self, job: Job, queue: Queue) -> None:
-        """Run a job. No sign of life comes from it meanwhile, but it has not been away."""
+        """Run a job. No sign of life is given meanwhile, but the worker has not been away."""
         super().execute_job(job, queue)
         self.last_seen = time.time()
 
