@@ -4,7 +4,6 @@ The other scripts take `create_client` and `run` from here: this is the one plac
 knows how to reach Redis, and how a script runs and ends.
 """
 
-import codecs
 import io
 import logging
 import os
@@ -77,20 +76,18 @@ MALFORMED = (
     "with %-escapes for special characters (%40 for @, %2F for /, %23 for #, %3F for ?)"
 )
 
+# What a URL may say. redis-py knows more, but that needs an object of Python, such as a
+# `Retry`, or the scripts can't do with it.
+ALLOWED_OPTIONS = {
+    *("host", "port", "db", "path", "username", "password", "client_name", "protocol"),
+    *("socket_timeout", "socket_connect_timeout", "socket_keepalive"),
+    *("health_check_interval", "max_connections", "retry_on_timeout"),
+    *("ssl_cert_reqs", "ssl_check_hostname", "ssl_ca_certs", "ssl_ca_path"),
+    *("ssl_ca_data", "ssl_certfile", "ssl_keyfile", "ssl_password"),
+}
+
 # For any option. Larger ones, `inf` say, fail only when they are used.
 LARGEST_NUMBER = 1_000_000
-
-TEXT_OPTIONS = {
-    "host",
-    "path",
-    "username",
-    "password",
-    "client_name",
-    "lib_name",
-    "lib_version",
-    "encoding",
-    "encoding_errors",
-}
 
 
 def redis_url() -> str:
@@ -109,37 +106,36 @@ def is_well_formed(url: str) -> bool:
         parts = urlsplit(url)
         options = redis.connection.parse_url(url)
         redis.ConnectionPool.from_url(url, **DEFAULTS).make_connection()
-        # What would fail only when it is used: other bytes than UTF-8, a part of the host's
-        # name that is empty or too long, an encoding that Python does not know.
+        # What would fail only when it is used: other bytes than UTF-8, and a part of the
+        # host's name that is empty or too long.
         url.encode()
         options.get("host", "").encode("idna")
-        codecs.lookup(options.get("encoding", "utf-8"))
     except (ValueError, TypeError, LookupError, redis.RedisError):
         return False
-    if parts.scheme != "unix":
-        # redis-py takes any other path for database 0, and port 0 for 6379.
-        if not re.fullmatch("(/[0-9]*)?", parts.path) or parts.port == 0:
-            return False
-        # An unescaped "?" or "#" in a password ends the address before its "@".
-        if "@" in parts.query + parts.fragment:
-            return False
+    # An unescaped "?" or "#" in a password ends the address before its "@".
+    if parts.fragment or "@" in parts.query:
+        return False
+    if parts.scheme == "unix":
+        return has_allowed_options(options)
+    # redis-py takes any other path for database 0, and port 0 for 6379.
+    if not re.fullmatch("(/[0-9]*)?", parts.path) or parts.port == 0:
+        return False
+    return has_allowed_options(options)
+
+
+def has_allowed_options(options: dict) -> bool:
+    """Tell whether all options in a URL are such as the scripts can do with."""
     # An option in the URL wins over DEFAULTS, and RQ does not support protocol 3.
     if options.get("protocol", 2) != 2:
         return False
     # This is what redis-py makes of the scheme.
     options.pop("connection_class", None)
     for name, value in options.items():
-        if not is_allowed(name, value):
+        if name not in ALLOWED_OPTIONS:
+            return False
+        if isinstance(value, (int, float)) and not 0 <= value <= LARGEST_NUMBER:
             return False
     return True
-
-
-def is_allowed(name: str, value: object) -> bool:
-    """Tell whether a URL can hold this option; redis-py finds out when it is used."""
-    if isinstance(value, (int, float)):
-        return 0 <= value <= LARGEST_NUMBER
-    # All others need an object of Python, such as a `Retry`, and a URL has only text.
-    return name in TEXT_OPTIONS or name.startswith("ssl_")
 
 
 class Output(io.FileIO):
@@ -160,7 +156,7 @@ def prepare_process() -> None:
     """Set up output and signals of a process that runs a script."""
     # It is None when it is closed, as with `>&-`.
     if sys.stdout is not None:
-        # Python's own, but for the class: text goes into a buffer, and that into `output`.
+        # The same layers as Python's own output; only the lowest is another.
         output = Output(sys.stdout.fileno(), "w", closefd=False)
         # Every line leaves at once and in one piece, whatever characters it holds.
         sys.stdout = io.TextIOWrapper(

@@ -142,8 +142,8 @@ class DueJobs(RQScheduler):
 class Patient(BaseWorker):
     """A worker that waits while Redis is away or full, and stops between two jobs.
 
-    Its methods are RQ's, with something added; its own are `was_to_end`, `limit_stop`,
-    `give_up`, `care_for_abandoned_jobs` and `notice_absence`. RQ's `work` calls again and
+    Its methods are RQ's, with something added; its own are `was_to_end`, `has_job_in_hand`,
+    `limit_stop`, `give_up`, `care_for_abandoned_jobs` and `notice_absence`. RQ's `work` calls again and
     again: `check_for_suspension`, `run_maintenance_tasks`, `dequeue_job_and_maintain_ttl`,
     `execute_job`, `heartbeat`; at its end, `teardown`. `StopRequested`, raised in any of
     these, ends it.
@@ -180,10 +180,10 @@ class Patient(BaseWorker):
         # The loop has been left.
         self.is_leaving = False
         # By `time.time()`, which shows a sleep of the machine, and a clock that is set: when
-        # this worker was there last. Until now it was not.
+        # this worker was there last. 0 is never.
         self.last_seen = 0.0
-        # By `time.monotonic()`, which does not: at once, but for maintenance, which rests after
-        # an absence.
+        # By `time.monotonic()`, which does not. 0 is at once; but maintenance rests first, as
+        # after any absence.
         self.next_heartbeat = 0.0
         self.next_look = 0.0
         self.next_maintenance = 0.0
@@ -225,7 +225,7 @@ class Patient(BaseWorker):
         loses a job which is just arriving.
         """
         self.stop_requested = True
-        if self.get_state() != WorkerStatus.BUSY:
+        if not self.has_job_in_hand():
             self.limit_stop()
         # RQ's own is needed, as it sets the handler for a second signal.
         with suppress(StopRequested):
@@ -245,6 +245,10 @@ class Patient(BaseWorker):
             self.limit_stop()
         super().set_state(state, pipeline)
 
+    def has_job_in_hand(self) -> bool:
+        """Tell whether a job runs, which a stop must wait for."""
+        return self.get_state() == WorkerStatus.BUSY
+
     def limit_stop(self) -> None:
         """Set an alarm, once: the stop comes soon, whether Redis answers or not.
 
@@ -260,9 +264,9 @@ class Patient(BaseWorker):
     def give_up(self, signum, frame) -> None:
         """The alarm: end at once, unless a job is in hand that is to be finished.
 
-        It may have arrived after the alarm was set. `set_state` sets another after it.
+        A job may have arrived after the alarm was set. After it, `set_state` sets another.
         """
-        if self.is_leaving or self.get_state() != WorkerStatus.BUSY:
+        if self.is_leaving or not self.has_job_in_hand():
             # `sys.exit` would say goodbye to Redis first.
             os._exit(0)
 
@@ -341,6 +345,10 @@ class Patient(BaseWorker):
 
 class PatientWorker(Patient, Worker):
     """Runs each job in a process of its own, as RQ's `Worker` does."""
+
+    def has_job_in_hand(self) -> bool:
+        """Tell whether a work horse runs. The worker is busy before that, and after it."""
+        return self.horse_pid != 0
 
 
 class PatientSimpleWorker(Patient, SimpleWorker):

@@ -43,7 +43,8 @@ def main() -> None:
     NotificationPool([QUEUE], connection=client, num_workers=2).start()
 
 
-# The exercise ends here. What follows tells what happens to jobs, as RQ has no job events.
+# The exercise ends here. What follows tells what happens to jobs, as RQ has no job events,
+# and starts the two workers.
 
 
 # Entries in the stream of a queue; the oldest go first. With what a job returns in them, they
@@ -141,7 +142,7 @@ STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
 class NotificationPool(WorkerPool):
-    """RQ's pool, with `PatientWorker`. An error that ends a worker ends it too."""
+    """RQ's pool, with `PatientWorker`. If one ends by an error, the pool ends too."""
 
     def start_workers(self, **options) -> None:
         """Start all workers. RQ listens to signals after that; a stop may come earlier."""
@@ -156,9 +157,11 @@ class NotificationPool(WorkerPool):
         were the pool. So signals are blocked until `work` has set others.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        if self.status != self.Status.STOPPED:
-            super().start_worker(*args, **options)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        try:
+            if self.status != self.Status.STOPPED:
+                super().start_worker(*args, **options)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def get_worker_process(self, name: str, **options) -> BaseProcess:
         """Return a process, not yet started, that is the worker `name`.
