@@ -79,11 +79,30 @@ MALFORMED = (
 # What a URL may say. redis-py knows more, but that needs an object of Python, such as a
 # `Retry`, or the scripts can't do with it.
 ALLOWED_OPTIONS = {
-    *("host", "port", "db", "path", "username", "password", "client_name", "protocol"),
-    *("socket_timeout", "socket_connect_timeout", "socket_keepalive"),
-    *("health_check_interval", "max_connections", "retry_on_timeout"),
-    *("ssl_cert_reqs", "ssl_check_hostname", "ssl_ca_certs", "ssl_ca_path"),
-    *("ssl_ca_data", "ssl_certfile", "ssl_keyfile", "ssl_password"),
+    # redis-py makes this of the scheme.
+    "connection_class",
+    "host",
+    "port",
+    "db",
+    "path",
+    "username",
+    "password",
+    "client_name",
+    "protocol",
+    "socket_timeout",
+    "socket_connect_timeout",
+    "socket_keepalive",
+    "health_check_interval",
+    "max_connections",
+    "retry_on_timeout",
+    "ssl_cert_reqs",
+    "ssl_check_hostname",
+    "ssl_ca_certs",
+    "ssl_ca_path",
+    "ssl_ca_data",
+    "ssl_certfile",
+    "ssl_keyfile",
+    "ssl_password",
 }
 
 # For any option. Larger ones, `inf` say, fail only when they are used.
@@ -110,17 +129,17 @@ def is_well_formed(url: str) -> bool:
         # host's name that is empty or too long.
         url.encode()
         options.get("host", "").encode("idna")
-    except (ValueError, TypeError, LookupError, redis.RedisError):
+    except (ValueError, TypeError, redis.RedisError):
         return False
     # An unescaped "?" or "#" in a password ends the address before its "@".
     if parts.fragment or "@" in parts.query:
         return False
-    if parts.scheme == "unix":
-        return has_allowed_options(options)
-    # redis-py takes any other path for database 0, and port 0 for 6379.
-    if not re.fullmatch("(/[0-9]*)?", parts.path) or parts.port == 0:
+    if not has_allowed_options(options):
         return False
-    return has_allowed_options(options)
+    if parts.scheme == "unix":
+        return True
+    # redis-py takes any other path for database 0, and port 0 for 6379.
+    return bool(re.fullmatch("(/[0-9]*)?", parts.path)) and parts.port != 0
 
 
 def has_allowed_options(options: dict) -> bool:
@@ -128,8 +147,6 @@ def has_allowed_options(options: dict) -> bool:
     # An option in the URL wins over DEFAULTS, and RQ does not support protocol 3.
     if options.get("protocol", 2) != 2:
         return False
-    # This is what redis-py makes of the scheme.
-    options.pop("connection_class", None)
     for name, value in options.items():
         if name not in ALLOWED_OPTIONS:
             return False

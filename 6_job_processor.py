@@ -143,10 +143,11 @@ class Patient(BaseWorker):
     """A worker that waits while Redis is away or full, and stops between two jobs.
 
     Its methods are RQ's, with something added; its own are `was_to_end`, `has_job_in_hand`,
-    `limit_stop`, `give_up`, `care_for_abandoned_jobs` and `notice_absence`. RQ's `work` calls again and
-    again: `check_for_suspension`, `run_maintenance_tasks`, `dequeue_job_and_maintain_ttl`,
-    `execute_job`, `heartbeat`; at its end, `teardown`. `StopRequested`, raised in any of
-    these, ends it.
+    `limit_stop`, `give_up`, `care_for_abandoned_jobs` and `notice_absence`.
+
+    RQ's `work` calls again and again: `check_for_suspension`, `run_maintenance_tasks`,
+    `dequeue_job_and_maintain_ttl`, `execute_job`, `heartbeat`; at its end, `teardown`.
+    `StopRequested`, raised in any of these, ends it.
 
     `PatientWorker` below has two parents, this one and RQ's `Worker`. Python looks for a
     method here first and then there: so `super()` is RQ's `Worker`.

@@ -146,8 +146,8 @@ class NotificationPool(WorkerPool):
 
     def start_workers(self, **options) -> None:
         """Start all workers. RQ listens to signals after that; a stop may come earlier."""
-        signal.signal(signal.SIGINT, self.request_stop)
-        signal.signal(signal.SIGTERM, self.request_stop)
+        for signum in STOP_SIGNALS:
+            signal.signal(signum, self.request_stop)
         super().start_workers(**options)
 
     def start_worker(self, *args, **options) -> None:
@@ -187,8 +187,8 @@ class NotificationPool(WorkerPool):
 def work(name: str, queue_names: list[str], burst: bool) -> None:
     """Be the worker `name` of the pool."""
     # The signal handlers are those of the pool until here, and signals wait.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     # The script that runs is the module `__main__`. RQ imports this file a second time, by the
     # name that a job gives. Done here, before the forks, it is not done for each job.

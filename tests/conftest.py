@@ -104,7 +104,10 @@ def processes_of_session(session: int) -> list[int]:
 
 
 class Script:
-    """A command in a process and session of its own, and the lines that it prints."""
+    """A command in a process and session of its own, and the lines that it prints.
+
+    As a context manager, it is killed at last.
+    """
 
     def __init__(self, *command: str, cwd: Path | str | None = None, **env: str):
         self.process = subprocess.Popen(
@@ -127,6 +130,12 @@ class Script:
         ]
         for reader in self._readers:
             reader.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self.kill()
 
     def __repr__(self) -> str:
         return f"{self.process.args} printed {self.lines}, on stderr {self.errors}"

@@ -8,7 +8,15 @@ import subprocess
 import sys
 
 import pytest
-from conftest import CONNECTED, ROOT, Script, ends_not_connected, free_port
+import redis.asyncio
+from conftest import (
+    CONNECTED,
+    NOT_CONNECTED,
+    ROOT,
+    Script,
+    ends_not_connected,
+    free_port,
+)
 from scripts import AT_WORK, SCRIPTS, SYNC_AND_ASYNC, start_until_at_work
 from stock_service import confirmed, get
 
@@ -115,9 +123,15 @@ def test_a_malformed_url_says_how_it_must_be_and_tells_no_password(
 ):
     redis_client = importlib.import_module("0_redis_client")
     monkeypatch.setenv("REDIS_URL", url.format(port=free_port()))
-    with pytest.raises(SystemExit, match="^1$"):
-        redis_client.create_client()
-    reason = capsys.readouterr().out
+    for client_class in redis.Redis, redis.asyncio.Redis:
+        with pytest.raises(SystemExit, match="^1$"):
+            redis_client.create_client(client_class)
+    output = capsys.readouterr()
+    assert output.err == ""
+    line, again = output.out.splitlines()
+    assert line == again
+    assert line.startswith(NOT_CONNECTED)
+    reason = line.removeprefix(NOT_CONNECTED)
     assert "redis://USER:PASSWORD@HOST:PORT" in reason and "%2F" in reason
     assert "s3cret" not in reason
 
@@ -164,12 +178,9 @@ def test_output_that_nobody_reads_any_more_is_no_error(redis_server, name, unbuf
 def test_jobs_whose_processor_and_creator_nobody_reads_run_to_their_end(redis_server):
     url = redis_server.url
     command = f"{sys.executable} {ROOT / '7_job_processor.py'} | true"
-    processor = Script("sh", "-c", command, REDIS_URL=url)
-    try:
+    with Script("sh", "-c", command, REDIS_URL=url) as processor:
         _, errors = piped_into_head(url, "7_job_creator.py")
         finished = redis_server.client.zcard("rq:finished:push_notification_code_2")
-    finally:
-        processor.kill()
     assert errors == ""
     assert finished == 9
     assert processor.errors == []

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 
 import pytest
 import redis
@@ -176,16 +175,6 @@ def test_a_full_redis_takes_none_of_a_long_list(redis_server, capsys):
     assert capsys.readouterr().out == ""
 
 
-@contextmanager
-def hasty_processor(server):
-    """Start a processor which cares for abandoned jobs at once, and end it at last."""
-    processor = start_hasty_processor(server, "7_job_processor.py")
-    try:
-        yield
-    finally:
-        processor.kill()
-
-
 @scenario
 def a_new_processor_fails_the_jobs_that_a_killed_one_had_in_hand(start, start_redis):
     server = start_redis()
@@ -197,7 +186,7 @@ def a_new_processor_fails_the_jobs_that_a_killed_one_had_in_hand(start, start_re
     wait_for_status(server, jobs, "started")
     processor.kill()
     assert let_jobs_in_hand_look_abandoned(server, QUEUE) == 2
-    with hasty_processor(server):
+    with start_hasty_processor(server, "7_job_processor.py"):
         ends = following.until_all_ended()
     assert ends == ["AbandonedJobError"] * 2 + ["complete"] * 3
 
@@ -211,7 +200,7 @@ def a_job_lost_on_its_way_to_a_killed_worker_is_failed(start, start_redis):
     # The worker was killed after it took the job off the queue, before it ran it.
     intermediate = following.queue.intermediate_queue_key
     server.client.lmove(following.queue.key, intermediate)
-    with hasty_processor(server):
+    with start_hasty_processor(server, "7_job_processor.py"):
         # RQ gives it a minute after it was first seen there. Let it be over.
         seen = f"{intermediate}:first_seen:{job.id}"
         wait_until(lambda: server.client.exists(seen))
@@ -265,14 +254,12 @@ job_script.creator_7.wait_for_jobs()
 
 def test_processes_forked_while_jobs_are_followed_follow_their_own(redis_server):
     url, connection = redis_server.url, redis_server.rq_connection
-    script = Script(sys.executable, "-c", FORKING, REDIS_URL=url, PYTHONPATH=str(ROOT))
-    try:
+    command = sys.executable, "-c", FORKING
+    with Script(*command, REDIS_URL=url, PYTHONPATH=str(ROOT)) as script:
         end = time.monotonic() + 60
         while script.process.poll() is None and time.monotonic() < end:
             work(connection, "q")
         assert script.end() == 0
-    finally:
-        script.kill()
     told = told_of_each_job([line.strip() for line in script.lines])
     assert len(told) == 21 * 20
     texts = ["0% complete", "50% complete", "completed"]

@@ -93,12 +93,14 @@ def test_a_lost_race_is_tried_again(fake, monkeypatch):
     assert fake.get("item.1") == b"2"
 
 
-def test_sold_out_between_the_look_and_the_write_is_noticed(fake, monkeypatch):
+@pytest.mark.parametrize("when", ["first look", "read in the transaction"])
+def test_sold_out_just_after_a_read_is_noticed(fake, monkeypatch, when):
     read = stock.get_current_reserved_stock_by_id
 
     def read_and_sell_out(item_id, *connection):
         reserved = read(item_id, *connection)
-        if connection and not reserved:
+        now = "read in the transaction" if connection else "first look"
+        if now == when and not reserved:
             fake.set("item.1", 4)
         return reserved
 

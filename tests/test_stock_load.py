@@ -48,8 +48,7 @@ def serving(server: str, url: str) -> Iterator[list[int]]:
             port = free_port()
             options = [option.format(port) for option in commands[server]]
             command = sys.executable, "-m", server, *options, "9_stock:app"
-            script = Script(*command, cwd=ROOT, REDIS_URL=url)
-            stack.callback(script.kill)
+            stack.enter_context(Script(*command, cwd=ROOT, REDIS_URL=url))
             wait_until(lambda: listens(port))
             yield [port]
         else:

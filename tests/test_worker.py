@@ -31,17 +31,12 @@ WORKER_CLASSES = "PatientWorker", "PatientSimpleWorker"
 scenario = scenarios.Scenarios()
 
 
-@contextmanager
 def rq_command(command, server_url):
-    """Run a command of RQ, such as `rq worker`, and end it at last."""
+    """Run a command of RQ, such as `rq worker`."""
     # RQ greets with HELLO, which Redis 5 does not know, unless the URL says this.
     url = server_url + "?protocol=2"
     words = sys.executable, "-m", "rq.cli", *command.split(), "--url", url
-    script = Script(*words, cwd=ROOT)
-    try:
-        yield script
-    finally:
-        script.kill()
+    return Script(*words, cwd=ROOT)
 
 
 @contextmanager
@@ -96,8 +91,7 @@ def a_running_job_outlives_the_sleep_of_the_machine(start, start_redis):
             script = start_hasty_processor(
                 server, name, ABSENCE=2, REST_AFTER_ABSENCE=5
             )
-            stack.callback(script.kill)
-            both.append(script)
+            both.append(stack.enter_context(script))
         [job] = queue_sleep(server, 7, QUEUES[name])
         wait_for_status(server, [job], "started")
         worker_key = f"rq:worker:{server.client.hget(job.key, 'worker_name')}"
@@ -276,13 +270,10 @@ processor_7.redis_client.run(processor_7.main)
 def a_signal_between_the_starts_of_two_workers_ends_both(start, start_redis):
     server = start_redis()
     command = sys.executable, "-c", STOPPED_WHILE_IT_STARTS
-    script = Script(*command, REDIS_URL=server.url, PYTHONPATH=str(ROOT))
-    try:
+    with Script(*command, REDIS_URL=server.url, PYTHONPATH=str(ROOT)) as script:
         assert script.end() == 0
         assert script.processes() == []
         assert script.errors == []
-    finally:
-        script.kill()
 
 
 @scenario.given(signum=signal.SIGINT)
@@ -397,9 +388,8 @@ SIMPLE_WORKER = "worker --quiet -w 6_job_processor.PatientSimpleWorker simple"
 @scenario
 def workers_need_no_dangerous_rights(start, start_redis):
     server = start_redis()
-    server.require(
-        7
-    )  # before, CLIENT is dangerous as a whole, and RQ warns that it can't
+    # Before, CLIENT is dangerous as a whole, and RQ warns that it can't use it.
+    server.require(7)
     url = server.url_of_user("+@all", "-@dangerous")
     with rq_command(SIMPLE_WORKER, url) as simple:
         scripts = [simple] + [start(name, url) for name in QUEUES]
