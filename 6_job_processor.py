@@ -3,8 +3,8 @@
 import importlib
 import logging
 import os
-import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -61,8 +61,10 @@ ABSENCE = 30
 REST_AFTER_ABSENCE = 10
 # While suspended, a worker asks so often whether it still is.
 SUSPENSION_INTERVAL = 0.5
-# Without a job in hand, a stop takes no longer.
+# A stop takes no longer than this, beside the time for which a job is in hand.
 STOP_TIMEOUT = 1.5
+# The process that is to stop is looked at so often.
+STOP_INTERVAL = 0.1
 
 
 class NotificationError(Exception):
@@ -100,7 +102,7 @@ class PatientRetry(Retry):
             try:
                 return do()
             except redis.AuthenticationError:
-                # It is a `ConnectionError`, too, but Redis won't change its mind.
+                # It is a `ConnectionError`, too. This one is told, not waited for.
                 raise
             except AWAY_OR_FULL as error:
                 if is_retryable is not None and not is_retryable(error):
@@ -116,9 +118,14 @@ class PatientRetry(Retry):
 class DueJobs(RQScheduler):
     """Queues delayed jobs that are due: a part of a worker, not a process of its own."""
 
-    def __init__(self, queues: list[Queue], connection: redis.Redis):
-        # Or `rq worker` would log once a second, at level INFO, that a lock is acquired.
-        super().__init__(queues, connection, logging_level=logging.WARNING)
+    def __init__(self, queues: list[Queue], connection: redis.Redis, serializer):
+        super().__init__(
+            queues,
+            connection,
+            # Or `rq worker` would log once a second, at level INFO, that a lock is acquired.
+            logging_level=logging.WARNING,
+            serializer=serializer,
+        )
         # RQ makes a client of its own for this. Here that tries once: tried again, a
         # transaction whose answer was lost would queue its jobs twice.
         self.connection.set_retry(Retry(NoBackoff(), retries=0))
@@ -142,26 +149,11 @@ class DueJobs(RQScheduler):
 class Patient(BaseWorker):
     """A worker that waits while Redis is away or full, and stops between two jobs.
 
-    Its methods are RQ's, with something added; its own are `was_to_end`, `has_job_in_hand`,
-    `limit_stop`, `give_up`, `care_for_abandoned_jobs` and `notice_absence`.
-
-    RQ's `work` calls again and again: `check_for_suspension`, `run_maintenance_tasks`,
-    `dequeue_job_and_maintain_ttl`, `execute_job`, `heartbeat`; at its end, `teardown`.
-    `StopRequested`, raised in any of these, ends it.
-
-    `PatientWorker` below has two parents, this one and RQ's `Worker`. Python looks for a
-    method here first and then there: so `super()` is RQ's `Worker`.
-
     It makes the client that it is given as patient as itself. Some intervals of RQ's are
     its own: `worker_ttl` and `job_monitoring_interval` change nothing.
 
-    A stop comes as a signal, whose handler only notes it, whatever the worker is at:
-
-    - Without a job in hand, the worker ends before the next wait for one, or by an alarm
-      if Redis does not answer in time.
-    - With a job in hand, it finishes that first. Then it is without a job, as above.
-    - A second signal gives the job in hand up: for that, RQ sets a handler of its own at
-      the first, which leaves the loop by `teardown`.
+    `PatientWorker` below has two parents, this one and RQ's `Worker`. Python looks for a
+    method here first and then there: so `super()` is RQ's `Worker`.
     """
 
     def __init__(
@@ -172,14 +164,15 @@ class Patient(BaseWorker):
         options["worker_ttl"] = WORKER_TTL
         options["job_monitoring_interval"] = JOB_MONITORING_INTERVAL
         super().__init__(queues, name, connection=connection, **options)
-        self.due_jobs = DueJobs(self.queues, connection)
+        self.due_jobs = DueJobs(self.queues, connection, self.serializer)
         self.jobs_done = 0
         # A burst has found the queue empty, or an idle worker has waited for long enough.
         self.is_done = False
-        # A signal has come.
+        # A signal has come, and another.
         self.stop_requested = False
-        # The loop has been left.
-        self.is_leaving = False
+        self.force_stop_requested = False
+        # `work` is over.
+        self.has_ended = threading.Event()
         # By `time.time()`, which shows a sleep of the machine, and a clock that is set: when
         # this worker was there last. 0 is never.
         self.last_seen = 0.0
@@ -196,9 +189,10 @@ class Patient(BaseWorker):
         exit status 1.
         """
         options["with_scheduler"] = False
-        worked = super().work(burst, logging_level, **options)
-        # Switch off the alarm of a stop, for what comes after the worker.
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        try:
+            worked = super().work(burst, logging_level, **options)
+        finally:
+            self.has_ended.set()
         if not self.was_to_end(options.get("max_jobs")):
             sys.exit(1)
         return worked
@@ -207,76 +201,9 @@ class Patient(BaseWorker):
         """Tell whether the work has ended for another reason than an error."""
         return self.stop_requested or self.is_done or self.jobs_done == max_jobs
 
-    def dequeue_job_and_maintain_ttl(self, timeout, max_idle_time=None):
-        """Wait for a job. Without one, the work is done."""
-        result = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
-        if result is None:
-            self.is_done = True
-        return result
-
-    def execute_job(self, job: Job, queue: Queue) -> None:
-        """Run a job, and count it."""
-        super().execute_job(job, queue)
-        self.jobs_done += 1
-
-    def request_stop(self, signum, frame) -> None:
-        """Note that the worker is to stop.
-
-        RQ raises `StopRequested` wherever the signal finds it, if it is not at work. That
-        loses a job which is just arriving.
-        """
-        self.stop_requested = True
-        if not self.has_job_in_hand():
-            self.limit_stop()
-        # RQ's own is needed, as it sets the handler for a second signal.
-        with suppress(StopRequested):
-            super().request_stop(signum, frame)
-
-    def set_shutdown_requested_date(self) -> None:
-        """Write nothing: RQ calls this while it handles the signal, and Redis may be away."""
-
-    def set_state(self, state: str, pipeline=None) -> None:
-        """Set the state of the worker; if it is in that state already, save the command.
-
-        After the job that a stop has waited for, the stop comes soon.
-        """
-        if state == self.get_state():
-            return
-        if self.stop_requested and state != WorkerStatus.BUSY:
-            self.limit_stop()
-        super().set_state(state, pipeline)
-
-    def has_job_in_hand(self) -> bool:
-        """Tell whether a job runs, which a stop must wait for."""
-        return self.get_state() == WorkerStatus.BUSY
-
-    def limit_stop(self) -> None:
-        """Set an alarm, once: the stop comes soon, whether Redis answers or not.
-
-        Not with a job in hand: a process has one alarm, and then it is RQ's, for the
-        time-out of the job or the wait for its work horse.
-        """
-        remaining, _ = signal.getitimer(signal.ITIMER_REAL)
-        if remaining > 0:
-            return
-        signal.signal(signal.SIGALRM, self.give_up)
-        signal.setitimer(signal.ITIMER_REAL, STOP_TIMEOUT)
-
-    def give_up(self, signum, frame) -> None:
-        """The alarm: end at once, unless a job is in hand that is to be finished.
-
-        A job may have arrived after the alarm was set. After it, `set_state` sets another.
-        """
-        if self.is_leaving or not self.has_job_in_hand():
-            # `sys.exit` would say goodbye to Redis first.
-            os._exit(0)
-
-    def teardown(self) -> None:
-        """Say goodbye to Redis. After a second signal, a job is still in hand here."""
-        self.is_leaving = True
-        if self.stop_requested:
-            self.limit_stop()
-        super().teardown()
+    # RQ's `work` calls these in turn, again and again: `check_for_suspension`,
+    # `run_maintenance_tasks`, `dequeue_job_and_maintain_ttl`, `execute_job` and `heartbeat`.
+    # `StopRequested`, raised in any of them, ends it.
 
     def check_for_suspension(self, burst: bool) -> None:
         """Wait while `rq suspend` is in force. RQ's own wait hears of no stop."""
@@ -310,6 +237,18 @@ class Patient(BaseWorker):
         super().run_maintenance_tasks()
         self.next_maintenance = time.monotonic() + MAINTENANCE_INTERVAL
 
+    def dequeue_job_and_maintain_ttl(self, timeout, max_idle_time=None):
+        """Wait for a job. Without one, the work is done."""
+        result = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+        if result is None:
+            self.is_done = True
+        return result
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """Run a job, and count it."""
+        super().execute_job(job, queue)
+        self.jobs_done += 1
+
     def heartbeat(self, timeout=None, pipeline=None) -> None:
         """Give a sign of life. Once a second will do; RQ sends three for each job.
 
@@ -332,6 +271,11 @@ class Patient(BaseWorker):
             self.next_maintenance = time.monotonic() + REST_AFTER_ABSENCE
         self.last_seen = now
 
+    def set_state(self, state: str, pipeline=None) -> None:
+        """Tell Redis the state of the worker, but not once more for each second of waiting."""
+        if state != self.get_state():
+            super().set_state(state, pipeline)
+
     def handle_exception(self, job: Job, *exc_info) -> None:
         """Log the error of a job with its traceback, unless it was to be expected.
 
@@ -342,6 +286,51 @@ class Patient(BaseWorker):
         if issubclass(error_class, NotificationError):
             return
         super().handle_exception(job, *exc_info)
+
+    # A stop comes as a signal, whatever the worker is at. It is noted, and the loop above
+    # looks for the note before it waits for another job. A job in hand is finished first.
+
+    def request_stop(self, signum, frame) -> None:
+        """Note that the worker is to stop.
+
+        RQ raises `StopRequested` wherever the signal finds it, if it is not at work. That
+        loses a job which is just arriving.
+        """
+        self.stop_requested = True
+        threading.Thread(target=self.enforce_stop, daemon=True).start()
+        # RQ's own is needed, as it sets the handler for a second signal.
+        with suppress(StopRequested):
+            super().request_stop(signum, frame)
+
+    def request_force_stop(self, signum, frame) -> None:
+        """At a second signal, give the job in hand up.
+
+        RQ ignores one that comes within a second: that is the same Ctrl-C, which a pool hands
+        on. Otherwise it raises `SystemExit`.
+        """
+        try:
+            super().request_force_stop(signum, frame)
+        except SystemExit:
+            self.force_stop_requested = True
+            raise
+
+    def set_shutdown_requested_date(self) -> None:
+        """Write nothing: RQ calls this while it handles the signal, and Redis may be away."""
+
+    def enforce_stop(self) -> None:
+        """In a thread of its own, end the process if the stop waits for Redis for too long."""
+        waited = 0.0
+        while waited < STOP_TIMEOUT:
+            if self.has_ended.wait(STOP_INTERVAL):
+                return
+            if self.force_stop_requested or not self.has_job_in_hand():
+                waited += STOP_INTERVAL
+        # `sys.exit` would end this thread only.
+        os._exit(0)
+
+    def has_job_in_hand(self) -> bool:
+        """Tell whether a job runs, which a stop must wait for."""
+        return self.get_state() == WorkerStatus.BUSY
 
 
 class PatientWorker(Patient, Worker):
