@@ -122,7 +122,6 @@ def redis_url() -> str:
 def is_well_formed(url: str) -> bool:
     """Tell whether clients can be made of `url`. It connects to nothing yet."""
     try:
-        parts = urlsplit(url)
         options = redis.connection.parse_url(url)
         redis.ConnectionPool.from_url(url, **DEFAULTS).make_connection()
         # What would fail only when it is used: other bytes than UTF-8, and a part of the
@@ -131,15 +130,22 @@ def is_well_formed(url: str) -> bool:
         options.get("host", "").encode("idna")
     except (ValueError, TypeError, redis.RedisError):
         return False
+    return has_clear_address(url) and has_allowed_options(options)
+
+
+def has_clear_address(url: str) -> bool:
+    """Tell whether the address is meant as redis-py, which is generous, would read it."""
+    parts = urlsplit(url)
     # An unescaped "?" or "#" in a password ends the address before its "@".
     if parts.fragment or "@" in parts.query:
         return False
-    if not has_allowed_options(options):
-        return False
+    # Here the path is that of a file.
     if parts.scheme == "unix":
         return True
-    # redis-py takes any other path for database 0, and port 0 for 6379.
-    return bool(re.fullmatch("(/[0-9]*)?", parts.path)) and parts.port != 0
+    # redis-py takes port 0 for 6379, and any path without a number for database 0.
+    if parts.port == 0:
+        return False
+    return re.fullmatch("(/[0-9]*)?", parts.path) is not None
 
 
 def has_allowed_options(options: dict) -> bool:
