@@ -25,14 +25,17 @@ def create_client(
 ) -> redis.Redis | redis.asyncio.Redis:
     """Return a client of the Redis at `REDIS_URL`. Twin of `redis.createClient()`.
 
-    It connects when it is first used. `options` are those of `client_class`.
+    It connects when it is first used. Task 3 asks for another class, `redis.asyncio.Redis`.
     """
-    settings = DEFAULTS | options
+    settings = {**DEFAULTS, **options}
     return client_class.from_url(redis_url(), **settings)
 
 
 def print_not_connected(error: object) -> None:
-    """Print why Redis can't be reached. Twin of the client's `error` event."""
+    """Print why Redis can't be reached. Twin of the client's `error` event.
+
+    `run` below calls it when `main` of a script ends with such an error.
+    """
     print(f"Redis client not connected to the server: {error}")
 
 
@@ -45,30 +48,32 @@ def main() -> None:
 # The exercise ends here. What follows is how every script reaches Redis, runs and ends.
 
 DEFAULTS = {
-    # In seconds. For an answer, redis-py waits for 5.
+    # Seconds for connecting. For each answer, redis-py waits for 5.
     "socket_connect_timeout": 0.5,
-    # By itself redis-py greets with HELLO, which Redis 5 does not know.
+    # With protocol 3, redis-py's default, it begins with HELLO, which Redis 5 does not know.
     "protocol": 2,
-    # Two commands less for each connection: it need not say which library made it.
+    # Don't tell Redis which library this is: that saves two commands for each connection.
     "driver_info": None,
 }
 
-# For 9_stock.py, whose own clients wait.
+# For a client that answers HTTP requests: it must fail soon, not wait. 9_stock.py has one.
 ANSWER_AT_ONCE = {
+    # Seconds for each answer of Redis.
     "socket_timeout": 0.5,
-    # One attempt. At a supported error, redis-py would close the connection and, if a key is
-    # watched, as there, raise a `WatchError`, at which the transaction begins again. With no
-    # error supported, the connection's own comes through.
+    # Try each command once, and raise what happens. With `supported_errors`, redis-py would
+    # turn a lost connection in a transaction into a `WatchError`, which means that the key
+    # has changed, and the transaction would be tried again.
     "retry": Retry(NoBackoff(), retries=0, supported_errors=()),
-    # By itself redis-py has 100 connections, and refuses the 101st client.
+    # The default of 100 would be too few for 101 requests at once.
     "max_connections": 10_000,
 }
 
-# What redis-py raises while Redis is away or silent, and when it is there but refuses.
+# redis-py raises these while Redis is away or does not answer.
 AWAY = (redis.ConnectionError, redis.TimeoutError)
+# And this when Redis answers with an error.
 REFUSED = redis.ResponseError
 
-# What all scripts tell on standard error, beside what RQ does.
+# All scripts log here. It goes to standard error, as RQ's log does.
 logger = logging.getLogger(__name__)
 
 MALFORMED = (
@@ -76,10 +81,10 @@ MALFORMED = (
     "with %-escapes for special characters (%40 for @, %2F for /, %23 for #, %3F for ?)"
 )
 
-# What a URL may say. redis-py knows more, but that needs an object of Python, such as a
-# `Retry`, or the scripts can't do with it.
+# What a URL may contain. redis-py has more options, but their values are objects of Python,
+# such as a `Retry`, or would change what the scripts rely on.
 ALLOWED_OPTIONS = {
-    # redis-py makes this of the scheme.
+    # redis-py derives this one from the scheme of the URL.
     "connection_class",
     "host",
     "port",
@@ -105,28 +110,29 @@ ALLOWED_OPTIONS = {
     "ssl_password",
 }
 
-# For any option. Larger ones, `inf` say, fail only when they are used.
+# The limit for any option. A larger number, such as `inf`, would fail later, when it is used.
 LARGEST_NUMBER = 1_000_000
 
 
 def redis_url() -> str:
-    """Return `REDIS_URL`. A malformed one ends the script, like an unreachable Redis."""
+    """Return `REDIS_URL`. If it is malformed, the script ends as if Redis were away."""
     url = os.environ.get("REDIS_URL", "redis://localhost:6379")
     if not is_well_formed(url):
-        # The error itself is not printed, as it may hold a part of the password.
+        # Don't print the error itself: it may contain a part of the password.
         print_not_connected(MALFORMED)
         sys.exit(1)
     return url
 
 
 def is_well_formed(url: str) -> bool:
-    """Tell whether clients can be made of `url`. It connects to nothing yet."""
+    """Return whether a client can be made from `url`."""
     try:
         options = redis.connection.parse_url(url)
+        # Makes the object only; nothing connects yet.
         redis.ConnectionPool.from_url(url, **DEFAULTS).make_connection()
-        # What would fail only when it is used: other bytes than UTF-8, and a part of the
-        # host's name that is empty or too long.
+        # Bytes that are not UTF-8 would fail later.
         url.encode()
+        # So would a name of a host with an empty or too long part, "a..b" for example.
         options.get("host", "").encode("idna")
     except (ValueError, TypeError, redis.RedisError):
         return False
@@ -134,23 +140,23 @@ def is_well_formed(url: str) -> bool:
 
 
 def has_clear_address(url: str) -> bool:
-    """Tell whether the address is meant as redis-py, which is generous, would read it."""
+    """Return whether redis-py reads the address as it was meant."""
     parts = urlsplit(url)
-    # An unescaped "?" or "#" in a password ends the address before its "@".
+    # After an unescaped "?" or "#" in a password, the rest of it is no part of the address.
     if parts.fragment or "@" in parts.query:
         return False
-    # Here the path is that of a file.
+    # The path of a Unix socket may be anything.
     if parts.scheme == "unix":
         return True
-    # redis-py takes port 0 for 6379, and any path without a number for database 0.
+    # redis-py would use port 6379 instead of 0, and database 0 for a path that is no number.
     if parts.port == 0:
         return False
     return re.fullmatch("(/[0-9]*)?", parts.path) is not None
 
 
 def has_allowed_options(options: dict) -> bool:
-    """Tell whether all options in a URL are such as the scripts can do with."""
-    # An option in the URL wins over DEFAULTS, and RQ does not support protocol 3.
+    """Return whether the scripts support all options of a URL."""
+    # An option in the URL overrides DEFAULTS, and RQ does not support protocol 3.
     if options.get("protocol", 2) != 2:
         return False
     for name, value in options.items():
@@ -162,12 +168,12 @@ def has_allowed_options(options: dict) -> bool:
 
 
 class Output(io.FileIO):
-    """Standard output, which may lose its reader, as with `| head -1`."""
+    """Standard output. Its reader may leave, as in `python 7_job_creator.py | head -1`."""
 
     def write(self, data: bytes) -> int:
-        """Write `data`, to nowhere when nobody reads it any more.
+        """Write `data`, or drop it if the reader has left.
 
-        A worker or a creator must not end in the middle of its jobs for that.
+        A worker must not end in the middle of a job because of that.
         """
         try:
             return super().write(data)
@@ -176,28 +182,29 @@ class Output(io.FileIO):
 
 
 def prepare_process() -> None:
-    """Set up output and signals of a process that runs a script."""
-    # It is None when it is closed, as with `>&-`.
+    """Set up the output and the signals of a process that runs a script."""
+    # It is None if it is closed, as by `>&-` in a shell.
     if sys.stdout is not None:
-        # The same layers as Python's own output; only the lowest is another.
+        # `print` writes text to a TextIOWrapper, which writes bytes to a BufferedWriter,
+        # which writes to the file. Python's own standard output is made in the same way.
         output = Output(sys.stdout.fileno(), "w", closefd=False)
-        # Every line leaves at once and in one piece, whatever characters it holds.
+        # Each line is written at once and whole, whatever characters it contains.
         sys.stdout = io.TextIOWrapper(
             io.BufferedWriter(output),
             encoding=sys.stdout.encoding,
             errors="backslashreplace",
             line_buffering=True,
         )
-    # Ctrl-C ends it at once, without a traceback.
+    # Ctrl-C ends the process at once, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(main: Callable, *arguments) -> None:
-    """Run `main` as a script. Without Redis that is one line and exit status 1."""
-    # IDLE and Jupyter have an output and signals of their own.
+    """Call `main` as a script. Without Redis, print one line, and end with status 1."""
+    # IDLE and Jupyter replace the output, and handle Ctrl-C themselves.
     if sys.stdout is sys.__stdout__:
         prepare_process()
-    # RQ's log goes to standard error, from warnings on.
+    # RQ's log goes to standard error, without what is below a warning.
     logging.basicConfig(format="%(message)s")
     logging.disable(logging.INFO)
     try:
@@ -206,7 +213,8 @@ def run(main: Callable, *arguments) -> None:
         print_not_connected(error)
         sys.exit(1)
     except redis.RedisError as error:
-        # Redis is there, but refuses: it is full, say.
+        # Redis is there but answers with an error; it may be full, for example. Python
+        # prints the text on standard error, and ends with status 1.
         sys.exit(f"Redis: {error}")
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 
+# A name that begins with a digit can't stand in an `import` statement.
 redis_client = importlib.import_module("0_redis_client")
 client = redis_client.create_client(decode_responses=True)  # else values are bytes
 

@@ -31,5 +31,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    # `main()` only makes a coroutine, which `asyncio.run` starts.
+    # `run` calls `asyncio.run(main())`. `main()` makes a coroutine, but does not start it.
     redis_client.run(asyncio.run, main())

@@ -14,8 +14,8 @@ def update_hash(hash_name: str, field_name: str, field_value: int | str) -> None
 
 
 def print_hash(hash_name: str) -> None:
-    """Print all fields of a hash, as Redis holds them. Twin of `printHash`."""
-    pprint(client.hgetall(hash_name), sort_dicts=False)
+    """Print all fields of a hash, in the order of Redis. Twin of `printHash`."""
+    pprint(client.hgetall(hash_name), sort_dicts=False)  # one field a line
 
 
 def main() -> None:

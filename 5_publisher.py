@@ -11,17 +11,18 @@ CHANNEL = "holberton school channel"
 
 def publish_message(message: str, time: int) -> Timer:
     """Publish in `time` milliseconds; return the timer. Twin of `publishMessage`."""
-    # The twin of `setTimeout`: the caller goes on at once.
+    # The twin of `setTimeout`: seconds, a function, its arguments.
     timer = Timer(time / 1000, publish, [message])
     timer.start()
     return timer
 
 
 def publish(message: str) -> None:
-    """Publish `message` at once, in the timer's thread: `run` sees no error of it."""
+    """Publish `message` at once. The timer calls this, in a thread of its own."""
     print(f"About to send {message}")
     try:
         client.publish(CHANNEL, message)
+    # An error in a thread does not reach `redis_client.run`.
     except redis_client.AWAY as error:
         redis_client.print_not_connected(error)
     except redis_client.REFUSED as error:
@@ -29,7 +30,7 @@ def publish(message: str) -> None:
 
 
 def main() -> None:
-    """Schedule all four messages at once; Python ends when their timers have."""
+    """Schedule all four messages. The script ends after the last one is sent."""
     client.ping()
     print(redis_client.CONNECTED)
     publish_message("Holberton Student #1 starts course", 100)

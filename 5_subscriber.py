@@ -14,8 +14,8 @@ KILL_SERVER = "KILL_SERVER"
 
 
 def receive_messages() -> None:
-    """Print each message, up to and including KILL_SERVER. Twin of `message` event."""
-    client.ping()  # waits for an answer, as `subscribe` does not
+    """Print each message until KILL_SERVER. Twin of the `message` event."""
+    client.ping()  # raises an error if Redis is away; `subscribe` waits for no answer
     with client.pubsub() as pubsub:
         pubsub.subscribe(CHANNEL)
         print(redis_client.CONNECTED)
@@ -27,14 +27,14 @@ def receive_messages() -> None:
 
 
 def main() -> None:
-    """Receive messages, and keep trying while Redis is away. Twin of `error` event."""
+    """Receive messages; keep trying while Redis is away. Twin of the `error` event."""
     wait = 1  # seconds
     while True:
         try:
             receive_messages()
             return
         except redis.AuthenticationError:
-            # It is a `ConnectionError`, too, but Redis is there, and won't change its mind.
+            # It is one of AWAY, too, but trying again would not help.
             raise
         except redis_client.AWAY as error:
             redis_client.print_not_connected(error)
@@ -42,18 +42,19 @@ def main() -> None:
         wait = min(wait + 1, 4)
 
 
-# The exercise ends here. What follows notices a connection that has fallen silent.
+# The exercise ends here. What follows reads the messages, and notices a connection that
+# is dead but not closed.
 
 
 def messages_of(pubsub: redis.client.PubSub) -> Iterator[str]:
     """Yield the messages that arrive.
 
-    `pubsub.listen()` would wait for ever on a connection that is dead but not closed.
+    `pubsub.listen()` would wait for ever on a dead connection.
     """
     while True:
         message = pubsub.get_message(timeout=4)  # seconds
         if message is None:
-            # The answer arrives as a message, of type "pong".
+            # Ask for a sign of life. It arrives as a message of type "pong".
             pubsub.ping()
             message = pubsub.get_message(timeout=4)
         if message is None:

@@ -18,17 +18,17 @@ JOB_DATA = {
 
 
 def main() -> None:
-    """Queue one job, and print how it ends. Twin of its `complete` and `failed` events."""
+    """Queue a job, and print how it ends. Twin of `job.on('complete' | 'failed')`."""
     queue = create_queue(QUEUE)
     [job_id] = new_job_ids(queue.connection)
     job = queue.enqueue(
-        "6_job_processor.send_notification",  # by its name, so it is not imported here
+        "6_job_processor.send_notification",  # the worker imports it by this name
         JOB_DATA["phoneNumber"],
         JOB_DATA["message"],
         job_id=job_id,
     )
     print(f"Notification job created: {job.id}")
-    if has_completed(job):
+    if wait_for_end(job) == JobStatus.FINISHED:
         print("Notification job completed")
     else:
         print("Notification job failed")
@@ -36,6 +36,7 @@ def main() -> None:
 
 # The exercise ends here. What follows numbers jobs as Kue does, and waits for one.
 
+# A job with one of these will not run any more.
 FAILED = {JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED}
 
 
@@ -45,39 +46,37 @@ def create_queue(name: str) -> Queue:
 
 
 def new_job_ids(connection: redis.Redis, count: int = 1) -> list[str]:
-    """Take the next `count` ids of the one sequence of all the job scripts."""
+    """Return the next `count` ids. All the job scripts count in one sequence."""
     if count == 0:
         return []
     while True:
         last = connection.incrby("job_ids", count)
         ids = [str(number) for number in range(last - count + 1, last + 1)]
-        # If the counter was deleted, it starts again: ids that are in use are skipped.
+        # If somebody has deleted the counter, it starts again. Skip ids that are in use.
         keys = [Job.key_for(job_id) for job_id in ids]
         if not connection.exists(*keys):
             return ids
 
 
-def has_completed(job: Job) -> bool:
-    """Wait until `job` has ended, for as long as it takes; return whether it completed.
+def wait_for_end(job: Job) -> JobStatus:
+    """Wait until `job` has ended, for as long as it takes; return its status.
 
-    A job that is gone from Redis has failed.
+    A job that is gone from Redis counts as failed.
     """
     while True:
         try:
-            # Waits until a run has a result, for a second at most.
+            # Returns when there is a new result, or after a second.
             job.latest_result(timeout=1)
             status = job.get_status()
         except InvalidJobOperation:
-            # By this RQ says that the job is gone.
-            return False
+            # The job is gone.
+            return JobStatus.FAILED
         except redis_client.AWAY:
             status = None
-        if status == JobStatus.FINISHED:
-            return True
-        if status in FAILED:
-            return False
-        # It has not ended. The line above does not wait when Redis is away, or when an
-        # earlier attempt has left a result.
+        if status == JobStatus.FINISHED or status in FAILED:
+            return status
+        # `latest_result` returns at once if Redis is away, or if an earlier attempt has left
+        # a result.
         time.sleep(0.1)
 
 

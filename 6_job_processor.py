@@ -27,7 +27,7 @@ QUEUE = "push_notification_code"
 def send_notification(phone_number: str, message: str) -> None:
     """Send `message` to `phone_number`. Twin of `sendNotification`."""
     line = f"Sending notification to {phone_number}, with message: {message}"
-    # `run` lets every line leave at once. `rq worker` does not, nor at its work horse's end.
+    # Without `flush`, the line would be lost under `rq worker`, in which this may run, too.
     print(line, flush=True)
 
 
@@ -38,50 +38,54 @@ def main() -> None:
     PatientWorker([QUEUE], connection=client).work()
 
 
-# The exercise ends here. RQ's own `Worker` would do for it. The workers that follow also
-# wait while Redis is away, lose no job when they are stopped, and queue delayed jobs.
+# The exercise ends here. RQ's own `Worker` would do for it. The workers below also wait
+# while Redis is away, lose no job when they are stopped, and queue delayed jobs.
 
-# All in seconds. With 16, RQ waits for a job for 16 - 15 = 1, so that a stop is noticed soon,
-# and for an answer of Redis for 1 + 10 = 11.
+# All of these are in seconds.
+
+# RQ waits for a job for 15 less than this, which is 1, so that a stop is noticed soon. A
+# connection that is silent for 10 more is given up.
 WORKER_TTL = 16
-# RQ looks after a running job so often. Its lease is 60 longer.
+# How often RQ renews the lease of a running job. A lease lasts 60 longer.
 JOB_MONITORING_INTERVAL = 5
-# A command that Redis could not answer is tried again after this.
+# The pause before a command is sent again that Redis could not answer.
 RETRY_INTERVAL = 0.5
-# Between two jobs, a worker looks for delayed jobs that are due, gives a sign of life, and
-# cares for abandoned jobs so often.
+# How often a worker looks for delayed jobs that are due.
 LOOK_INTERVAL = 1
-HEARTBEAT_INTERVAL = 1
-MAINTENANCE_INTERVAL = 5
-# The look for delayed jobs waits for an answer for so long.
+# How long that look waits for an answer of Redis.
 LOOK_TIMEOUT = 2
-# A worker that has not looked at the clock for so long has been away, and then cares for no
-# abandoned job for so long.
+# How often a worker gives a sign of life.
+HEARTBEAT_INTERVAL = 1
+# How often it looks for jobs that dead workers have left behind.
+MAINTENANCE_INTERVAL = 5
+# After a gap as long as this, a worker assumes that all workers were asleep or without Redis.
 ABSENCE = 30
+# How long it then waits for signs of life of the others, before it looks for dead workers.
 REST_AFTER_ABSENCE = 10
-# While suspended, a worker asks so often whether it still is.
+# How often a suspended worker asks whether it still is.
 SUSPENSION_INTERVAL = 0.5
-# A stop takes no longer than this, beside the time for which a job is in hand.
+# How long a stop may take, not counting the time for a job in hand.
 STOP_TIMEOUT = 1.5
-# The process that is to stop is looked at so often.
+# How often a worker that is to stop looks whether that time is over.
 STOP_INTERVAL = 0.1
 
 
 class NotificationError(Exception):
-    """A notification that must not be sent: its job fails, without a traceback.
+    """A notification that must not be sent: its job fails, without a traceback in the log.
 
-    Task 9 raises it. It stands here because `handle_exception` below looks for it.
+    Task 9 raises it. It is defined here because `handle_exception` below knows it.
     """
 
 
+# Errors after which it helps to wait, and to try again.
 AWAY_OR_FULL = (*redis_client.AWAY, redis.OutOfMemoryError)
 
 
 class PatientRetry(Retry):
-    """Tries a command again for as long as Redis is away or full."""
+    """Sends a command again and again while Redis is away or full."""
 
     def __init__(self):
-        # -1 is redis-py's word for what the loop below does: for ever.
+        # In redis-py, -1 retries stand for no limit.
         super().__init__(NoBackoff(), retries=-1, supported_errors=AWAY_OR_FULL)
 
     def call_with_retry(
@@ -91,18 +95,18 @@ class PatientRetry(Retry):
         is_retryable: Callable | None = None,
         with_failure_count: bool = False,
     ):
-        """Send a command by `do`. After a failure wait, then call `fail`.
+        """Call `do`, which sends a command. After an error wait, call `fail`, and try again.
 
-        redis-py calls this. Its `fail` closes the connection, so that the next `do` makes a
-        new one; while a key is watched, it raises `WatchError`, which RQ takes for a changed
-        key, and begins again at once. So the wait comes before.
+        redis-py calls this for each command. Its `fail` closes the connection; the next `do`
+        opens another. In a transaction, `fail` also raises `WatchError`, and RQ starts the
+        transaction again at once. So the wait must come before `fail`.
         """
         failures = 0
         while True:
             try:
                 return do()
             except redis.AuthenticationError:
-                # It is a `ConnectionError`, too. This one is told, not waited for.
+                # It is one of AWAY, too, but waiting would not help.
                 raise
             except AWAY_OR_FULL as error:
                 if is_retryable is not None and not is_retryable(error):
@@ -116,27 +120,28 @@ class PatientRetry(Retry):
 
 
 class DueJobs(RQScheduler):
-    """Queues delayed jobs that are due: a part of a worker, not a process of its own."""
+    """Queues delayed jobs that are due. In RQ this is a process; here a worker calls it."""
 
     def __init__(self, queues: list[Queue], connection: redis.Redis, serializer):
         super().__init__(
             queues,
             connection,
-            # Or `rq worker` would log once a second, at level INFO, that a lock is acquired.
+            # At level INFO, `rq worker` would log each second that a lock is acquired.
             logging_level=logging.WARNING,
             serializer=serializer,
         )
-        # RQ makes a client of its own for this. Here that tries once: tried again, a
-        # transaction whose answer was lost would queue its jobs twice.
+        # `self.connection` is another client than `connection`; RQ has made it. It must send
+        # a command only once: if the answer to a transaction is lost, and it is sent again,
+        # its jobs are queued twice.
         self.connection.set_retry(Retry(NoBackoff(), retries=0))
-        # What its pool makes connections with; there is none yet.
+        # This is the dict from which that client will make its first connection.
         self.connection.get_connection_kwargs()["socket_timeout"] = LOOK_TIMEOUT
 
     def enqueue(self) -> None:
-        """Queue what is due, but in queues whose lock another worker has just now.
+        """Queue the jobs that are due, except in queues that another worker has locked.
 
-        If Redis is away or full, what is due is left to the next look. A lock that was not
-        released ends by itself.
+        If Redis is away or full, they wait for the next look. A lock that is not released
+        expires.
         """
         try:
             self.acquire_locks()
@@ -149,56 +154,55 @@ class DueJobs(RQScheduler):
 class Patient(BaseWorker):
     """A worker that waits while Redis is away or full, and stops between two jobs.
 
-    It makes the client that it is given as patient as itself. Some intervals of RQ's are
-    its own: `worker_ttl` and `job_monitoring_interval` change nothing.
+    It changes the `Retry` of the client that it is given, and sets `worker_ttl` and
+    `job_monitoring_interval` itself.
 
-    `PatientWorker` below has two parents, this one and RQ's `Worker`. Python looks for a
-    method here first and then there: so `super()` is RQ's `Worker`.
+    `PatientWorker` below has two parents, this class and RQ's `Worker`. Python looks for a
+    method first here and then there. So `super()` is RQ's `Worker`, not `BaseWorker`.
     """
 
     def __init__(
         self, queues, name: str | None = None, *, connection: redis.Redis, **options
     ):
-        # The first commands are sent below.
+        # First, as `super().__init__` sends commands.
         connection.set_retry(PatientRetry())
         options["worker_ttl"] = WORKER_TTL
         options["job_monitoring_interval"] = JOB_MONITORING_INTERVAL
         super().__init__(queues, name, connection=connection, **options)
         self.due_jobs = DueJobs(self.queues, connection, self.serializer)
         self.jobs_done = 0
-        # A burst has found the queue empty, or an idle worker has waited for long enough.
+        # Whether there is nothing left to wait for: see `burst` and `max_idle_time` of `work`.
         self.is_done = False
-        # A signal has come, and another.
+        # Whether a first signal has come, and a second.
         self.stop_requested = False
         self.force_stop_requested = False
-        # `work` is over.
+        # Set when `work` is over.
         self.has_ended = threading.Event()
-        # By `time.time()`, which shows a sleep of the machine, and a clock that is set: when
-        # this worker was there last. 0 is never.
+        # When this worker was last active, by `time.time()`. That clock shows a gap when the
+        # machine was asleep. 0 means never, so a worker begins as if after an absence.
         self.last_seen = 0.0
-        # By `time.monotonic()`, which does not. 0 is at once; but maintenance rests first, as
-        # after any absence.
+        # When each of these is due, by `time.monotonic()`, a clock that nobody sets.
         self.next_heartbeat = 0.0
         self.next_look = 0.0
         self.next_maintenance = 0.0
 
     def work(self, burst: bool = False, logging_level=None, **options) -> bool:
-        """Work until stopped. `with_scheduler` changes nothing: due jobs are queued.
+        """Work until stopped. `with_scheduler` is ignored: no process is needed for that.
 
-        At an error, RQ logs it and returns as if all were well. Here the process ends with
-        exit status 1.
+        After an error, RQ logs it and returns as if all were well. Here the process ends with
+        status 1.
         """
         options["with_scheduler"] = False
         try:
             worked = super().work(burst, logging_level, **options)
         finally:
             self.has_ended.set()
-        if not self.was_to_end(options.get("max_jobs")):
+        if not self.has_ended_as_planned(options.get("max_jobs")):
             sys.exit(1)
         return worked
 
-    def was_to_end(self, max_jobs: int | None) -> bool:
-        """Tell whether the work has ended for another reason than an error."""
+    def has_ended_as_planned(self, max_jobs: int | None) -> bool:
+        """Return whether `work` has ended for another reason than an error."""
         return self.stop_requested or self.is_done or self.jobs_done == max_jobs
 
     # RQ's `work` calls these in turn, again and again: `check_for_suspension`,
@@ -206,7 +210,7 @@ class Patient(BaseWorker):
     # `StopRequested`, raised in any of them, ends it.
 
     def check_for_suspension(self, burst: bool) -> None:
-        """Wait while `rq suspend` is in force. RQ's own wait hears of no stop."""
+        """Wait while `rq suspend` is in force. RQ's own wait would not notice a stop."""
         while is_suspended(self.connection, self) and not self.stop_requested:
             if burst:
                 self.is_done = True
@@ -216,11 +220,11 @@ class Patient(BaseWorker):
 
     @property
     def should_run_maintenance_tasks(self) -> bool:
-        """Always true, so that RQ calls the next method before each wait for a job."""
+        """Always true: RQ calls the next method before it waits for a job."""
         return True
 
     def run_maintenance_tasks(self) -> None:
-        """Do what is to be done between two jobs, as far as it is due."""
+        """Do what is due between two jobs, or stop there."""
         if self.stop_requested:
             raise StopRequested
         if time.monotonic() < self.next_look:
@@ -230,7 +234,7 @@ class Patient(BaseWorker):
         self.care_for_abandoned_jobs()
 
     def care_for_abandoned_jobs(self) -> None:
-        """Run the maintenance of RQ, if it is due and this worker has been here for a while."""
+        """Fail the jobs that dead workers have left behind, if it is time to look for them."""
         self.notice_absence()
         if time.monotonic() < self.next_maintenance:
             return
@@ -238,7 +242,7 @@ class Patient(BaseWorker):
         self.next_maintenance = time.monotonic() + MAINTENANCE_INTERVAL
 
     def dequeue_job_and_maintain_ttl(self, timeout, max_idle_time=None):
-        """Wait for a job. Without one, the work is done."""
+        """Wait for a job. RQ returns None if no job comes, and `work` ends."""
         result = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
         if result is None:
             self.is_done = True
@@ -250,9 +254,9 @@ class Patient(BaseWorker):
         self.jobs_done += 1
 
     def heartbeat(self, timeout=None, pipeline=None) -> None:
-        """Give a sign of life. Once a second will do; RQ sends three for each job.
+        """Give a sign of life, once a second at most. RQ would send three for each job.
 
-        In a pipeline it can't be left out, as RQ finds the answers by their place.
+        With a pipeline, RQ counts on an answer to it, so that one is always sent.
         """
         self.notice_absence()
         if pipeline is None and time.monotonic() < self.next_heartbeat:
@@ -261,10 +265,10 @@ class Patient(BaseWorker):
         self.next_heartbeat = time.monotonic() + HEARTBEAT_INTERVAL
 
     def notice_absence(self) -> None:
-        """Put maintenance off if this worker has not been here for a while.
+        """After a gap, put maintenance off.
 
-        Redis was away, the machine slept, or its clock was set. The jobs that others have
-        in hand look abandoned then, until these give a sign of life.
+        In the gap Redis was away, or the machine was asleep, or its clock was set. The jobs
+        of other workers look abandoned then, until these have given a sign of life.
         """
         now = time.time()
         if now - self.last_seen > ABSENCE:
@@ -272,41 +276,41 @@ class Patient(BaseWorker):
         self.last_seen = now
 
     def set_state(self, state: str, pipeline=None) -> None:
-        """Tell Redis the state of the worker, but not once more for each second of waiting."""
+        """Write a new state to Redis. RQ would write the same one again, second by second."""
         if state != self.get_state():
             super().set_state(state, pipeline)
 
     def handle_exception(self, job: Job, *exc_info) -> None:
-        """Log the error of a job with its traceback, unless it was to be expected.
+        """Log the error of a job with its traceback, unless it is a `NotificationError`.
 
-        RQ fails the job after this. An expected error does not come to the exception
-        handlers either that a worker may be given.
+        RQ fails the job after this. Its own method also calls the exception handlers of the
+        worker; a `NotificationError` does not reach them.
         """
         error_class, _, _ = exc_info
         if issubclass(error_class, NotificationError):
             return
         super().handle_exception(job, *exc_info)
 
-    # A stop comes as a signal, whatever the worker is at. It is noted, and the loop above
-    # looks for the note before it waits for another job. A job in hand is finished first.
+    # A signal may come at any moment. It sets a flag, which the methods above read before the
+    # worker waits for another job. A job in hand is finished first.
 
     def request_stop(self, signum, frame) -> None:
-        """Note that the worker is to stop.
+        """At a first signal, note that the worker is to stop.
 
-        RQ raises `StopRequested` wherever the signal finds it, if it is not at work. That
-        loses a job which is just arriving.
+        RQ's own method raises `StopRequested` at once, unless a job runs. A job that Redis
+        has just handed over would be lost.
         """
         self.stop_requested = True
         threading.Thread(target=self.enforce_stop, daemon=True).start()
-        # RQ's own is needed, as it sets the handler for a second signal.
+        # It also sets the handler for a second signal.
         with suppress(StopRequested):
             super().request_stop(signum, frame)
 
     def request_force_stop(self, signum, frame) -> None:
-        """At a second signal, give the job in hand up.
+        """At a second signal, give up the job in hand.
 
-        RQ ignores one that comes within a second: that is the same Ctrl-C, which a pool hands
-        on. Otherwise it raises `SystemExit`.
+        RQ raises `SystemExit`. It ignores a signal that comes within a second of the first:
+        after a Ctrl-C, the workers of a pool get one from the terminal, and one from the pool.
         """
         try:
             super().request_force_stop(signum, frame)
@@ -315,21 +319,25 @@ class Patient(BaseWorker):
             raise
 
     def set_shutdown_requested_date(self) -> None:
-        """Write nothing: RQ calls this while it handles the signal, and Redis may be away."""
+        """Write nothing. RQ calls this in its signal handler, and Redis may be away."""
 
     def enforce_stop(self) -> None:
-        """In a thread of its own, end the process if the stop waits for Redis for too long."""
+        """End the process if a stop takes too long, because Redis does not answer.
+
+        This runs in a thread of its own, while the main thread may wait for Redis.
+        """
         waited = 0.0
         while waited < STOP_TIMEOUT:
             if self.has_ended.wait(STOP_INTERVAL):
                 return
+            # The time for a job in hand does not count.
             if self.force_stop_requested or not self.has_job_in_hand():
                 waited += STOP_INTERVAL
         # `sys.exit` would end this thread only.
         os._exit(0)
 
     def has_job_in_hand(self) -> bool:
-        """Tell whether a job runs, which a stop must wait for."""
+        """Return whether a job runs, which a stop must wait for."""
         return self.get_state() == WorkerStatus.BUSY
 
 
@@ -337,18 +345,18 @@ class PatientWorker(Patient, Worker):
     """Runs each job in a process of its own, as RQ's `Worker` does."""
 
     def has_job_in_hand(self) -> bool:
-        """Tell whether a work horse runs. The worker is busy before that, and after it."""
+        """Return whether a work horse runs."""
         return self.horse_pid != 0
 
 
 class PatientSimpleWorker(Patient, SimpleWorker):
-    """Runs jobs in its own process: faster, but a job that crashes takes it along.
+    """Runs jobs in its own process. That is faster, but a job that crashes ends the worker.
 
-    For `rq worker-pool`: the README shows it. A job's lease is its time-out here.
+    Use it with `rq worker-pool`, as the README shows.
     """
 
     def execute_job(self, job: Job, queue: Queue) -> None:
-        """Run a job. No sign of life is given meanwhile, but the worker has not been away."""
+        """Run a job. The time for it is no gap, though no sign of life is given meanwhile."""
         super().execute_job(job, queue)
         self.last_seen = time.time()
 

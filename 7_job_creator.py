@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -32,9 +33,9 @@ def queue_jobs(jobs: list[dict], queue: rq.Queue) -> list[rq.job.Job]:
     prepared = []
     for job, job_id in zip(jobs, creator_6.new_job_ids(queue.connection, len(jobs))):
         arguments = (job["phoneNumber"], job["message"])
-        options = {"job_id": job_id, **processor_7.HOOKS}
-        call = queue.prepare_data(processor_7.send_notification, arguments, **options)
-        prepared.append(call)
+        options = {"job_id": job_id, **processor_7.HOOKS}  # RQ calls these at its end
+        data = queue.prepare_data(processor_7.send_notification, arguments, **options)
+        prepared.append(data)
     queued = queue.enqueue_many(prepared)  # in one transaction
     for job in queued:
         print(f"Notification job created: {job.id}", flush=True)
@@ -60,32 +61,34 @@ def main() -> None:
 # The exercise ends here. What follows calls the handlers of jobs, in the background.
 
 logger = redis_client.logger
-Event = processor_7.Event
+JobEvent = processor_7.JobEvent
 
 # A function that is called with a job, the name of an event, and its detail.
 Handler = Callable[[rq.job.Job, str, object], None]
 # The jobs that are followed, by their ids. `follow` may be called more than once for a job.
 Followed = dict[str, list[tuple[rq.job.Job, Handler]]]
 
-# In seconds. So often a follower asks RQ for ends that it was not told.
-SILENCE = 1
+# How often RQ is asked, in seconds, which jobs have ended, in case an event is missing.
+CHECK_INTERVAL = 1
+# How many events are read at once.
 ENTRIES_AT_ONCE = 1000
 
 followers: list["Follower"] = []
-# Held to change that list, or what a follower is given to do: so none of them ends between
-# being found and getting more jobs. All else of a follower belongs to its thread.
+# Held while `followers` or the `newcomers` of a follower are changed. Without it, a follower
+# could end just when it is given more jobs. Its other attributes belong to its own thread.
 followers_lock = threading.Lock()
-# One handler at a time is called, as in JavaScript. It may fork or follow jobs itself.
+# Held while a handler is called, so that handlers run one at a time, as in JavaScript. A
+# handler may fork, which takes this lock again: an RLock allows that to the same thread.
 handler_lock = threading.RLock()
 
 
 def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
-    """Call `handler` in the background with all that happens to `jobs` of `queue`.
+    """Call `handler` in the background for all that happens to `jobs` of `queue`.
 
-    Twin of `job.on(…)`; returns the jobs, as that returns the job. The handler is called
-    with a job, the name of an event and its detail: "progress" (percent), "complete" (what
-    the job returned), "failed attempt" or "failed" (the error). It hears of everything
-    since the job was created. Queue jobs with `HOOKS`, or their end is told later.
+    Twin of `job.on(…)`. Returns the jobs, as `job.on` returns the job. The handler is
+    called with a job, the name of an event and its detail: "progress" (percent), "complete"
+    (what the job returned), "failed attempt" or "failed" (the error). It gets all events
+    since the job was created. Queue the jobs with `HOOKS`, or their ends come later.
     """
     with followers_lock:
         follower = follower_of(queue)
@@ -96,21 +99,21 @@ def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
 def wait_for_jobs() -> None:
     """Wait until all jobs that this process follows have ended.
 
-    Ends the script with exit status 1 if something that happened could not be told.
+    Ends the script with status 1 if there was an error in a handler or while following.
     """
-    # Each takes itself off the list at its end.
+    # A follower removes itself from the list when it ends.
     while followers:
         for follower in followers.copy():
             follower.join()
     if Follower.has_failed:
         Follower.has_failed = False
-        raise SystemExit(1)
+        sys.exit(1)
 
 
 def follower_of(queue: rq.Queue) -> "Follower":
-    """Return the follower of a queue, a new one if there is none."""
+    """Return the follower of a queue. Start one if there is none."""
     for follower in followers:
-        # RQ takes queues of one name for equal, even those of different servers.
+        # Queues of two servers are equal to RQ if their names are.
         if follower.queue == queue and follower.connection is queue.connection:
             return follower
     follower = Follower(queue)
@@ -119,13 +122,14 @@ def follower_of(queue: rq.Queue) -> "Follower":
     return follower
 
 
-# A program may fork while it follows jobs, for a worker of RQ, say, or a process pool. What
-# another thread has locked just then, its own lock or that of the output while it prints,
-# stays locked in the child for ever. So a fork waits until no thread is at that.
+# A program that follows jobs may also fork: RQ's `Worker` does, and process pools do. A fork
+# copies the locks, but only the thread that forks. A lock that another thread holds at that
+# moment, such as that of the output, would be locked in the child for ever. So a fork waits
+# until no other thread holds one.
 
 
 def before_fork() -> None:
-    """Wait until no handler is called, and nobody changes the followers."""
+    """Wait until no handler runs, and nobody changes the followers."""
     handler_lock.acquire()
     followers_lock.acquire()
 
@@ -137,7 +141,7 @@ def after_fork() -> None:
 
 
 def after_fork_in_child() -> None:
-    """Start afresh: the child has none of its parent's threads."""
+    """Forget the followers: their threads are in the parent."""
     followers.clear()
     after_fork()
 
@@ -152,58 +156,61 @@ os.register_at_fork(
 class Follower(threading.Thread):
     """Reads the stream of a queue, and calls the handlers of the jobs that it follows.
 
-    There is one for each queue, for as long as it has jobs to follow. It ends with the
-    script, as a daemon would, but only between two turns: a script that wants to hear of
-    all ends calls `wait_for_jobs`.
+    Each queue has one, while there are jobs to follow. It ends when the script ends, as a
+    daemon thread does, but never in the middle of a handler. So a script that wants to hear
+    of all ends must call `wait_for_jobs`.
     """
 
     has_failed = False
 
     def __init__(self, queue: rq.Queue):
-        # As a daemon, it could be stopped in the middle of a line.
+        # Python stops a daemon thread wherever it is, even in the middle of a line.
         super().__init__(daemon=False)
         self.queue = queue
         self.connection = queue.connection
         self.stream = processor_7.stream_of(queue.name)
-        # The id of the entry that was read last.
+        # The id of the last entry that was read.
         self.position: str | bytes | None = None
-        # Jobs of the latest calls, which it does not follow yet.
+        # Jobs that `follow` was called with, and that are not yet followed.
         self.newcomers: list[tuple[rq.job.Job, Handler]] = []
         self.followed: Followed = {}
-        self.next_question = time.monotonic() + SILENCE
+        self.next_check = time.monotonic() + CHECK_INTERVAL
         self.last_refusal = ""
 
     def run(self) -> None:
-        """Follow jobs for as long as there are some, and somebody who could be told."""
+        """Follow jobs until all have ended, or the script has. The thread runs this."""
         try:
-            while not self.leave_if_done() and is_anyone_there():
-                self.tell_news()
+            while is_script_running():
+                if self.leave_if_done():
+                    return
+                self.take_turn()
         finally:
             with followers_lock:
+                # It is still there if the script has ended before the jobs, or if a handler
+                # has called `sys.exit()`.
                 if self in followers:
-                    # It ends early: the script has, or a handler has called `sys.exit()`.
                     followers.remove(self)
                     Follower.has_failed = True
 
     def leave_if_done(self) -> bool:
-        """Leave if there is no job to follow, and tell so. Later calls need a new follower."""
+        """Leave `followers` and return True if there is no job to follow."""
         with followers_lock:
             if self.newcomers or self.followed:
                 return False
             followers.remove(self)
             return True
 
-    def tell_news(self) -> None:
-        """Wait for events, and tell them."""
+    def take_turn(self) -> None:
+        """Wait for events, and handle them."""
         try:
             self.admit_newcomers()
-            if time.monotonic() > self.next_question:
-                self.tell_lost_ends()
-            # If the script has ended meanwhile, Python waits until this thread sees that.
-            # So a turn takes half a silence at most.
-            self.tell(self.read(wait=SILENCE / 2), self.followed)
+            if time.monotonic() > self.next_check:
+                self.handle_lost_ends()
+            # Not for long: when the script ends, Python waits for the end of this turn.
+            entries = self.read(wait=CHECK_INTERVAL / 2)
+            self.handle_entries(entries, self.followed)
         except redis_client.AWAY:
-            # The stream keeps what happens until Redis is back.
+            # The stream keeps the events until Redis is back.
             time.sleep(0.5)
         except Exception:
             Follower.has_failed = True
@@ -211,7 +218,7 @@ class Follower(threading.Thread):
             time.sleep(1)
 
     def admit_newcomers(self) -> None:
-        """Follow the jobs of the latest calls, and tell what was read before they came."""
+        """Begin to follow the newcomers; handle the events that were read before they came."""
         newcomers = self.newcomers.copy()
         if not newcomers:
             return
@@ -222,26 +229,27 @@ class Follower(threading.Thread):
         if self.position is None:
             self.position = start
         else:
-            self.tell(self.reread(start), admitted)
+            self.handle_entries(self.reread(start), admitted)
         for job_id, handlers in admitted.items():
             self.followed.setdefault(job_id, []).extend(handlers)
         with followers_lock:
-            # Others may have come since.
+            # More may have come meanwhile.
             del self.newcomers[: len(newcomers)]
 
     def position_before(self, newcomers: list[tuple[rq.job.Job, Handler]]) -> str:
         """Return a position in the stream from before the jobs were created.
 
-        A position is a time in milliseconds, by the clock of Redis, which may differ from
-        the one here. Two seconds are for fractions that get lost.
+        A position is a time in milliseconds, by the clock of Redis. That may differ from the
+        clock of this machine, so the age of the jobs is subtracted from the time of Redis.
         """
         created_at = min(job.created_at.timestamp() for job, _ in newcomers)
         age = time.time() - created_at
         now, _ = self.connection.time()
+        # Both are whole seconds now. Two seconds more make up for what was cut off.
         return str(1000 * max(0, now - int(age) - 2))
 
     def reread(self, start: str) -> list[tuple[bytes, dict]]:
-        """Return the entries from `start` on that have been read already."""
+        """Return the entries from `start` to the last one that was read."""
         try:
             return self.connection.xrange(self.stream, start, self.position)
         except redis_client.REFUSED as error:
@@ -249,7 +257,7 @@ class Follower(threading.Thread):
             return []
 
     def read(self, wait: float = 0) -> list[tuple[bytes, dict]]:
-        """Return the next entries of the stream; wait up to `wait` seconds for some."""
+        """Return the next entries of the stream. Wait for some, up to `wait` seconds."""
         block = None
         if wait > 0:
             block = int(1000 * wait)
@@ -263,31 +271,33 @@ class Follower(threading.Thread):
             return []
         if not found:
             return []
-        # It was asked for one stream: its name, and its entries.
+        # For each stream, its name and its entries. There is only one.
         _, entries = found[0]
         self.position = entries[-1][0]
         return entries
 
     def report_refusal(self, error: Exception) -> None:
-        """Say, but not twice, that the stream can't be read. RQ still knows of the ends."""
+        """Log, but not twice, that the stream can't be read. The ends still come from RQ."""
         if str(error) == self.last_refusal:
             return
         self.last_refusal = str(error)
         Follower.has_failed = True
         logger.error("Progress can't be told, as Redis refuses: %s", error)
 
-    def tell(self, entries: list[tuple[bytes, dict]], followed: Followed) -> None:
-        """Tell the events that are about jobs in `followed`."""
+    def handle_entries(
+        self, entries: list[tuple[bytes, dict]], followed: Followed
+    ) -> None:
+        """Handle the events in some entries of the stream, for the jobs in `followed`."""
         for entry_id, fields in entries:
             try:
-                event = Event.read(fields)
+                event = JobEvent.read(fields)
             except (KeyError, ValueError):
                 logger.warning("%s in %s is no event", entry_id.decode(), self.stream)
                 continue
-            self.tell_event(event, followed)
+            self.handle_event(event, followed)
 
-    def tell_event(self, event: Event, followed: Followed) -> None:
-        """Call the handlers of a job. A job that has ended is followed no more."""
+    def handle_event(self, event: JobEvent, followed: Followed) -> None:
+        """Call the handlers of a job. After its end, it is followed no more."""
         if event.job_id not in followed:
             return
         handlers = followed[event.job_id]
@@ -301,30 +311,31 @@ class Follower(threading.Thread):
                 Follower.has_failed = True
                 logger.exception("Error in a handler of job %s", event.job_id)
 
-    def tell_lost_ends(self) -> None:
-        """Tell the ends of jobs that are not in the stream: a killed job writes none.
+    def handle_lost_ends(self) -> None:
+        """Handle the ends that are not in the stream. A killed job, for example, writes none.
 
-        RQ is asked first, then the stream is read to its end: whatever has ended by then
-        and has written its end is told from there.
+        First ask RQ, then read the stream to its end: a job that has ended before RQ was
+        asked, and has written an event, is handled by that event.
         """
         begin = time.monotonic()
         ends = self.ask_rq()
-        # Thousands of jobs take a while: a tenth of the time at most.
-        pause = max(SILENCE, 10 * (time.monotonic() - begin))
-        self.next_question = time.monotonic() + pause
+        # For thousands of jobs this takes long. Spend a tenth of the time on it at most.
+        pause = max(CHECK_INTERVAL, 10 * (time.monotonic() - begin))
+        self.next_check = time.monotonic() + pause
         entries = self.read()
         while entries:
-            self.tell(entries, self.followed)
+            self.handle_entries(entries, self.followed)
             entries = self.read()
         for event in ends:
-            self.tell_event(event, self.followed)
+            self.handle_event(event, self.followed)
 
-    def ask_rq(self) -> list[Event]:
-        """Return the ends of the followed jobs that have ended: one round trip, if none."""
+    def ask_rq(self) -> list[JobEvent]:
+        """Ask RQ for the followed jobs; return an event for each that has ended."""
         jobs = []
         for handlers in self.followed.values():
             job, _ = handlers[0]
             jobs.append(job)
+        # All in one round trip.
         with self.connection.pipeline(transaction=False) as pipe:
             for job in jobs:
                 pipe.hget(job.key, "status")
@@ -333,22 +344,22 @@ class Follower(threading.Thread):
         return [event for event in ends if event is not None]
 
 
-def is_anyone_there() -> bool:
-    """Tell whether this process would go on, were it not for its followers."""
+def is_script_running() -> bool:
+    """Return whether any thread runs that keeps the script alive, followers not counted."""
     for thread in threading.enumerate():
         if thread.is_alive() and not thread.daemon and not isinstance(thread, Follower):
             return True
     return False
 
 
-def end_of(job: rq.job.Job, status: bytes | None) -> Event | None:
-    """Return how a job with this status in Redis has ended, None if it has not."""
+def end_of(job: rq.job.Job, status: bytes | None) -> JobEvent | None:
+    """Return the event for the end of a job with this status, None if it has not ended."""
     if status is None:
-        return Event(job.id, "failed", "the job is gone from Redis")
+        return JobEvent(job.id, "failed", "the job is gone from Redis")
     if status.decode() == rq.job.JobStatus.FINISHED:
-        return Event(job.id, "complete", result_of(job))
+        return JobEvent(job.id, "complete", result_of(job))
     if status.decode() in creator_6.FAILED:
-        return Event(job.id, "failed", error_of(job) or status.decode())
+        return JobEvent(job.id, "failed", error_of(job) or status.decode())
     return None
 
 
@@ -368,7 +379,7 @@ def error_of(job: rq.job.Job) -> str:
     result = job.latest_result()
     if result is None or not result.exc_string:
         return ""
-    # What RQ says of a killed work horse ends with "; ".
+    # The text that RQ writes for a killed work horse ends with "; ".
     last_line = result.exc_string.strip("; \n").splitlines()[-1]
     # The last line of a traceback is "module.Class: message".
     name, _, message = last_line.partition(": ")

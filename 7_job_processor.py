@@ -28,7 +28,7 @@ def send_notification(phone_number: str, message: str) -> None:
 
     Raises NotificationError, which fails the job, for a number on the blacklist.
     """
-    report_progress(0, 100)
+    report_progress(0, 100)  # of the job that is running
     if phone_number in BLACKLIST:
         error = f"Phone number {phone_number} is blacklisted"
         raise processor_6.NotificationError(error)
@@ -37,28 +37,28 @@ def send_notification(phone_number: str, message: str) -> None:
 
 
 def main() -> None:
-    """Work on the queue until stopped. Twin of `queue.process`, whose 2nd argument is 2."""
+    """Work on the queue until stopped. Twin of `queue.process(name, 2, …)`."""
     client = redis_client.create_client()
     client.ping()
     NotificationPool([QUEUE], connection=client, num_workers=2).start()
 
 
-# The exercise ends here. What follows tells what happens to jobs, as RQ has no job events,
-# and starts the two workers.
+# The exercise ends here. RQ has no job events: what follows writes them to a stream in Redis.
+# And it starts the two workers.
 
 
-# Entries in the stream of a queue; the oldest go first. With what a job returns in them, they
-# take memory: large results are better written elsewhere.
+# When there are more entries in the stream of a queue, the oldest go. An entry contains what a
+# job has returned: if that is large, write it elsewhere.
 EVENTS_KEPT = 100_000
 
 
 def stream_of(queue_name: str) -> str:
-    """Return the key of the stream with the events of a queue."""
+    """Return the key of the stream for the events of a queue."""
     return f"events:{queue_name}"
 
 
 def to_json(value: object) -> str:
-    """Return `value` as JSON, or as a string in JSON if that has nothing like it."""
+    """Return `value` as JSON. If JSON has nothing for it, return its text as JSON."""
     try:
         return json.dumps(value)
     except (TypeError, ValueError, RecursionError):
@@ -66,7 +66,7 @@ def to_json(value: object) -> str:
 
 
 def text_of(value: object) -> str:
-    """Return `str(value)`, or the name of its class if that fails or is empty."""
+    """Return `str(value)`. If that fails or is empty, return the name of its class."""
     try:
         text = str(value)
     except Exception:
@@ -75,7 +75,7 @@ def text_of(value: object) -> str:
     return text or type(value).__name__
 
 
-class Event(NamedTuple):
+class JobEvent(NamedTuple):
     """What happened to a job: an entry in the stream of its queue."""
 
     job_id: str
@@ -94,7 +94,7 @@ class Event(NamedTuple):
         connection.xadd(stream_of(queue_name), fields, maxlen=EVENTS_KEPT)
 
     @classmethod
-    def read(cls, fields: dict[bytes, bytes]) -> "Event":
+    def read(cls, fields: dict[bytes, bytes]) -> "JobEvent":
         """Return the event that an entry of a stream holds."""
         detail = json.loads(fields[b"detail"])
         return cls(fields[b"job"].decode(), fields[b"event"].decode(), detail)
@@ -103,35 +103,35 @@ class Event(NamedTuple):
 def report_progress(completed: float, total: float) -> None:
     """Report that `completed` of `total` steps are done. Twin of `job.progress`.
 
-    As Kue counts it: in whole percent, at most 100, and 0 when there are no steps.
+    Kue counts in whole percent, at most 100. Without steps it is 0 %.
     """
     job = get_current_job()
     if job is None:
-        # No worker runs this.
+        # The function was called directly, not by a worker.
         return
     percent = 0
     if total != 0:
         percent = min(100, int(100 * completed / total))
-    Event(job.id, "progress", percent).write(job.connection, job.origin)
+    JobEvent(job.id, "progress", percent).write(job.connection, job.origin)
 
 
 def report_complete(job: Job, connection: redis.Redis, result: object) -> None:
-    """RQ calls this when a job has returned. Emits the twin of `complete`."""
-    Event(job.id, "complete", result).write(connection, job.origin)
+    """Write the event `complete`. RQ calls this when a job has returned."""
+    JobEvent(job.id, "complete", result).write(connection, job.origin)
 
 
 def report_failed(job: Job, connection: redis.Redis, exc_type, exc, traceback) -> None:
-    """RQ calls this when a job has raised `exc`. Emits the twin of `failed`.
+    """Write the event `failed`, or `failed attempt` if RQ will run the job again.
 
-    That of `failed attempt` if RQ will run the job again.
+    RQ calls this when a job has raised `exc`.
     """
     name = "failed"
     if job.should_retry:
         name = "failed attempt"
-    Event(job.id, name, text_of(exc)).write(connection, job.origin)
+    JobEvent(job.id, name, text_of(exc)).write(connection, job.origin)
 
 
-# What a job is queued with, so that its end is told.
+# Queue a job with these, so that its end is written to the stream.
 HOOKS = {
     "on_success": Callback(report_complete),
     "on_failure": Callback(report_failed),
@@ -142,19 +142,20 @@ STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
 class NotificationPool(WorkerPool):
-    """RQ's pool, with `PatientWorker`. If one ends by an error, the pool ends too."""
+    """RQ's pool, for `PatientWorker`. If one of them ends by an error, the pool ends too."""
 
     def start_workers(self, **options) -> None:
-        """Start all workers. RQ listens to signals after that; a stop may come earlier."""
+        """Start all workers. RQ sets its signal handlers later, but a stop may come now."""
         for signum in STOP_SIGNALS:
             signal.signal(signum, self.request_stop)
         super().start_workers(**options)
 
     def start_worker(self, *args, **options) -> None:
-        """Start a worker. A stop waits until there is a process that it reaches.
+        """Start a worker, and hold signals back meanwhile.
 
-        Just after the fork, the child has the pool's signal handlers, and would act as if it
-        were the pool. So signals are blocked until `work` has set others.
+        Just after the fork, the child still has the signal handlers of the pool, and would
+        stop the other workers. So signals are blocked, in the child until `work` has set
+        other handlers.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
@@ -164,19 +165,17 @@ class NotificationPool(WorkerPool):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def get_worker_process(self, name: str, **options) -> BaseProcess:
-        """Return a process, not yet started, that is the worker `name`.
-
-        As every script, it begins with `run`, which calls `work` with the other arguments.
-        """
+        """Return a process, not yet started, for the worker `name`."""
         queue_names = [queue.name for queue in self.queues]
+        # The process will call `run(work, name, …)`: it begins as every script does.
         arguments = (work, name, queue_names, options["burst"])
         return get_context("fork").Process(target=redis_client.run, args=arguments)
 
     def handle_dead_worker(self, worker_data: WorkerData) -> None:
-        """End with exit status 1 after an error, instead of starting workers for ever.
+        """After an error, end with status 1 instead of starting workers for ever.
 
-        RQ's own takes the worker off its list; later it starts another in its place. At the
-        end, Python waits for the workers that are told to stop here.
+        RQ's own method removes the worker from the pool. Later, RQ starts another one. When
+        the process exits, Python waits for the workers that are stopped here.
         """
         super().handle_dead_worker(worker_data)
         if worker_data.process.exitcode == 1:
@@ -185,13 +184,13 @@ class NotificationPool(WorkerPool):
 
 
 def work(name: str, queue_names: list[str], burst: bool) -> None:
-    """Be the worker `name` of the pool."""
-    # The signal handlers are those of the pool until here, and signals wait.
+    """Run the worker `name` of the pool, in its process."""
+    # Until here, the signal handlers are those of the pool, and signals are blocked.
     for signum in STOP_SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    # The script that runs is the module `__main__`. RQ imports this file a second time, by the
-    # name that a job gives. Done here, before the forks, it is not done for each job.
+    # A job names its function by module, so RQ imports this file, which is already running
+    # under the name `__main__`, a second time. Do it here, not in each work horse.
     importlib.import_module("7_job_processor")
     client = redis_client.create_client()
     processor_6.PatientWorker(queue_names, name=name, connection=client).work(burst)

@@ -1,4 +1,7 @@
-"""Task 10: the job creation function. The twin of 8-job.js; test_8_job.py tests it."""
+"""Task 10: the job creation function. The twin of 8-job.js; test_8_job.py tests it.
+
+`rq worker push_notification_code_3`, in another terminal, runs the job.
+"""
 
 import importlib
 
@@ -12,7 +15,7 @@ creator_7 = importlib.import_module("7_job_creator")
 QUEUE = "push_notification_code_3"
 JOBS = [
     {
-        "phoneNumber": "4153518780",
+        "phoneNumber": "4153518780",  # on the blacklist of task 9: the job fails
         "message": "This is the code 1234 to verify your account",
     }
 ]
@@ -22,8 +25,8 @@ def create_push_notifications_jobs(jobs: list[dict], queue: Queue) -> list[Job]:
     """Queue a notification job for each of `jobs`, all of them or none.
 
     Each of `jobs` is a dict with the strings `phoneNumber` and `message`. Returns the
-    RQ jobs without waiting for them; what happens to them is printed in the background
-    for as long as this process lives. Twin of `createPushNotificationsJobs`.
+    RQ jobs without waiting for them. What happens to them is printed in the background
+    while this process lives. Twin of `createPushNotificationsJobs`.
 
     Raises TypeError when `jobs` is no list or tuple, ValueError when an entry is wrong,
     and redis.RedisError when Redis is away or full.
@@ -43,11 +46,11 @@ def main() -> None:
     creator_7.wait_for_jobs()
 
 
-# The exercise ends here. What follows finds what would fail later, in a worker.
+# The exercise ends here. What follows finds entries that would fail later, in a worker.
 
 
 def fault_of(job: object) -> str | None:
-    """Return what is wrong with an entry of `jobs`, None when nothing is."""
+    """Return what is wrong with an entry of `jobs`, None if it is right."""
     if not isinstance(job, dict):
         return "is not a dict"
     for key in ("phoneNumber", "message"):

@@ -36,7 +36,7 @@ def reserve_stock_by_id(item_id: int, stock: int, connection=client) -> None:
 
 def get_current_reserved_stock_by_id(item_id: int, connection=client) -> int:
     """Return the number of reserved units. Twin of `getCurrentReservedStockById`."""
-    return int(connection.get(f"item.{item_id}") or 0)
+    return int(connection.get(f"item.{item_id}") or 0)  # None if nothing is reserved
 
 
 def show_product(item: dict) -> dict:
@@ -47,7 +47,7 @@ def show_product(item: dict) -> dict:
 
 def reserve_product(item: dict) -> dict:
     """Reserve a unit, and return what `/reserve_product/:itemId` answers."""
-    # When it is sold out, this look spares a transaction.
+    # If it is sold out, this saves a transaction.
     reserved = get_current_reserved_stock_by_id(item["itemId"])
     if reserved < item["initialAvailableQuantity"] and reserve_one(item):
         return {"status": "Reservation confirmed", "itemId": item["itemId"]}
@@ -55,17 +55,18 @@ def reserve_product(item: dict) -> dict:
 
 
 def reserve_one(item: dict) -> bool:
-    """Reserve a unit of `item`, for one client alone; return False when sold out."""
+    """Reserve a unit of `item` that no other client gets. Return False if sold out."""
 
     def book(pipe) -> bool:
         reserved = get_current_reserved_stock_by_id(item["itemId"], pipe)
         if reserved >= item["initialAvailableQuantity"]:
             return False
-        pipe.multi()  # until here, commands are answered; from here on, they wait
+        pipe.multi()  # from here on, commands are collected, not sent
         reserve_stock_by_id(item["itemId"], reserved + 1, pipe)
         return True
 
-    # Calls `book` again if another client has changed the key since it was read.
+    # WATCHes the key, calls `book`, and sends what it has collected. If another client has
+    # changed the key meanwhile, Redis refuses that, and `book` is called again.
     return client.transaction(book, f"item.{item['itemId']}", value_from_callable=True)
 
 
@@ -85,29 +86,33 @@ def respond(path: str) -> tuple[str, dict | list]:
 
 
 def main() -> None:
-    """Serve `app` until stopped. Twin of `app.listen`."""
+    """Serve `app`, which calls `respond`, until stopped. Twin of `app.listen`."""
     client.ping()
     with open_server(os.environ.get("PORT", "1245")) as server:
         print(f"API available on localhost port {server.server_port}")
         server.serve_forever()
 
 
-# The exercise ends here. `make_server` of wsgiref would do for it, with an `app` of five
-# lines. What follows also makes an answer of every error, keeps connections open between
-# requests, bears with clients that leave, stall or send much, and finishes what it answers.
+# The exercise ends here. For it, an `app` of five lines and `make_server` of wsgiref would
+# do. What follows also answers after every error, keeps connections open between requests,
+# copes with clients that leave, stall or send much, and finishes its answers when stopped.
 
 logger = redis_client.logger
 
 JSON = "application/json; charset=utf-8"
 JSON_ENCODER = json.JSONEncoder(separators=(",", ":"))
-IDLE_TIMEOUT = 5  # seconds until a connection without a request is dropped
-SEND_TIMEOUT = 1  # second in which a client must take an answer
-LINE_LIMIT = 65536  # bytes of the first line of a request
-CLOSE_TIMEOUT = 1  # second in which the rest of a request is read before the end
+# Seconds that a connection may be silent before it is closed.
+IDLE_TIMEOUT = 5
+# Seconds that a client may take to receive an answer.
+SEND_TIMEOUT = 1
+# Seconds for reading what a client still sends, before its connection is closed.
+CLOSE_TIMEOUT = 1
+# Bytes that the first line of a request may have.
+LINE_LIMIT = 65536
 
 
 def app(environ: dict, start_response: Callable) -> list[bytes]:
-    """Answer a request, in JSON whatever happens. Any WSGI server can call this."""
+    """Answer a request, always in JSON. A WSGI server calls this for each request."""
     status, content = answer(environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
     headers = [("Content-Type", JSON), ("Content-Length", str(len(content)))]
     if status.startswith("405"):
@@ -119,7 +124,7 @@ def app(environ: dict, start_response: Callable) -> list[bytes]:
 
 
 def answer(method: str, path: str) -> tuple[str, bytes]:
-    """Return status and body of the answer to any request, and to any error."""
+    """Return the status and the body of an answer, also after an error."""
     if method not in ("GET", "HEAD"):
         return "405 Method Not Allowed", to_json({"status": "Method not allowed"})
     try:
@@ -136,7 +141,7 @@ def answer(method: str, path: str) -> tuple[str, bytes]:
 
 
 def to_json(body: dict | list) -> bytes:
-    """Return a body as Express writes it, without spaces."""
+    """Return `body` as JSON without spaces, as Express writes it."""
     return JSON_ENCODER.encode(body).encode()
 
 
@@ -155,7 +160,8 @@ def open_server(port: str) -> "Server":
 class Server(ThreadingMixIn, WSGIServer):
     """The standard library's WSGI server, with a thread for each connection."""
 
-    # Room for clients that come at once: with less, some would wait for a second.
+    # How many new connections may wait to be accepted. If there are more at once, their
+    # clients try again after a second.
     request_queue_size = 1024
 
     def __init__(self, *args):
@@ -164,16 +170,19 @@ class Server(ThreadingMixIn, WSGIServer):
         super().__init__(*args)
 
     def request_stop(self, signum, frame) -> None:
-        """Stop serving. `shutdown` waits for that, so it needs a thread of its own."""
+        """Let `serve_forever` return. `shutdown` waits for that, so not in this thread."""
         Thread(target=self.shutdown).start()
 
+    # `socketserver` calls the first two of these for each connection. A socket is named
+    # `request` there. It calls the third when it leaves the `with` block of `main`.
+
     def process_request(self, request: socket.socket, client_address) -> None:
-        """Answer a connection in a thread of its own."""
+        """Start a thread that handles a new connection."""
         self.connections.add(request)
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: socket.socket) -> None:
-        """Close a connection, once the client has had the time to read the answer."""
+        """Close a connection, after the client has had time to read the answer."""
         try:
             request.shutdown(socket.SHUT_WR)
             read_the_rest(request)
@@ -184,9 +193,9 @@ class Server(ThreadingMixIn, WSGIServer):
         self.close_request(request)
 
     def server_close(self) -> None:
-        """Stop listening, and reading. `ThreadingMixIn` waits for the answers in hand."""
+        """Stop listening and reading. `ThreadingMixIn` then waits for its threads to end."""
         self.is_stopping = True
-        # This ends the reading of the threads that wait for a request.
+        # For threads that wait for a request, this is the end of their connection.
         for connection in self.connections.copy():
             try:
                 connection.shutdown(socket.SHUT_RD)
@@ -197,9 +206,9 @@ class Server(ThreadingMixIn, WSGIServer):
 
 
 def read_the_rest(connection: socket.socket) -> None:
-    """Read what a client still sends, for a while.
+    """Read what a client still sends, for CLOSE_TIMEOUT seconds at most.
 
-    A close before that would reset the connection, and the answer could get lost.
+    Closing a connection with unread data resets it, and the client may lose the answer.
     """
     connection.settimeout(CLOSE_TIMEOUT)
     end = time.monotonic() + CLOSE_TIMEOUT
@@ -210,24 +219,27 @@ def read_the_rest(connection: socket.socket) -> None:
 
 
 class RequestHandler(WSGIRequestHandler):
-    """Answers the requests of a connection, one after the other."""
+    """Answers the requests of a connection, one after the other.
+
+    `http.server` calls `setup` and `handle`. Everything else is called by `handle`.
+    """
 
     protocol_version = "HTTP/1.1"
-    # A request line without a version, too, gets an answer with a status line.
+    # With the default, HTTP/0.9, a request without a version is answered without a status.
     default_request_version = "HTTP/1.0"
     timeout = IDLE_TIMEOUT
-    # No buffer for `rfile`, what the client sends: the reader below has its own.
+    # `rfile`, from which requests are read, has no buffer: that of `WholeLines` is enough.
     rbufsize = 0
     error_content_type = JSON
     error_message_format = '{"status":"%(explain)s"}'
 
     def setup(self) -> None:
-        """Read whole lines only. Where a client has left in the middle is an error."""
+        """Read lines by `WholeLines`, so that half a request is an error."""
         super().setup()
         self.rfile = WholeLines(self.rfile)
 
     def handle(self) -> None:
-        """Answer until the connection ends; wsgiref's own ends it after one answer."""
+        """Answer requests until the connection ends. wsgiref would answer only one."""
         self.close_connection = False
         try:
             while not self.close_connection and not self.server.is_stopping:
@@ -237,7 +249,7 @@ class RequestHandler(WSGIRequestHandler):
             pass
 
     def handle_one_request(self) -> None:
-        """Read a request, and send the answer of `app` to it."""
+        """Read a request, call `app`, and send the answer."""
         self.raw_requestline = self.rfile.readline(LINE_LIMIT + 1)
         if len(self.raw_requestline) > LINE_LIMIT:
             self.refuse_long_line()
@@ -245,29 +257,30 @@ class RequestHandler(WSGIRequestHandler):
         if not self.parse_request():
             # An error has been sent, or the line was empty.
             return
-        # If sending failed, wsgiref would report it as an error of `app`. So the answer is
-        # collected here, and then sent.
+        # wsgiref would log a client that leaves as an error of `app`. So collect the answer
+        # first, and send it then.
         content = io.BytesIO()
         handler = AnswerHandler(
             self.rfile, content, self.get_stderr(), self.get_environ()
         )
+        # `AnswerHandler` asks it whether this answer is the last.
         handler.request_handler = self
         handler.run(self.server.get_app())
         self.send(content.getvalue())
 
     def send(self, content: bytes) -> None:
-        """Send an answer in one piece. Raises OSError when the client does not take it."""
+        """Send an answer. Raises OSError if the client does not receive it in time."""
         self.connection.settimeout(SEND_TIMEOUT)
         self.connection.sendall(content)
         self.connection.settimeout(IDLE_TIMEOUT)
 
     def handle_expect_100(self) -> bool:
-        """Leave `Expect: 100-continue` unanswered: no body is needed."""
+        """Don't ask for the body, for which a client waits with `Expect: 100-continue`."""
         return True
 
     def refuse_long_line(self) -> None:
-        """Answer a request whose first line has no end."""
-        # `send_error` reads these.
+        """Answer a request whose first line is too long."""
+        # `send_error` reads these, and `parse_request` has not set them.
         self.requestline = ""
         self.request_version = ""
         self.command = ""
@@ -275,7 +288,7 @@ class RequestHandler(WSGIRequestHandler):
         self.close_connection = True
 
     def parse_request(self) -> bool:
-        """Read the head of a request; decide whether another may follow the answer."""
+        """Read the head of a request. Decide whether its answer is the last one."""
         if not super().parse_request():
             self.close_connection = True
             return False
@@ -284,33 +297,33 @@ class RequestHandler(WSGIRequestHandler):
         return True
 
     def wants_close(self) -> bool:
-        """Tell whether the client asks for the end of the connection, among other words."""
+        """Return whether one of the words in the `Connection` header is `close`."""
         words = ",".join(self.headers.get_all("Connection", [])).lower().split(",")
         return "close" in [word.strip() for word in words]
 
     def has_body(self) -> bool:
-        """Tell whether a body may follow. A request hidden in it must not be answered."""
+        """Return whether a body may follow. It must not be read as the next request."""
         if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
             return True
-        # Python's parser could not read a line, which may have been one of these two.
+        # There is a line that Python could not parse. It may be one of these two headers.
         if self.headers.defects or self.headers.get_payload():
             return True
-        # A header goes on in a second line, which may be one of them.
+        # A header has a second line, which others may read as one of these two.
         return "\n" in "".join(self.headers.values())
 
     def log_message(self, *args) -> None:
-        """Log no requests."""
+        """Don't log requests."""
 
 
 class AnswerHandler(ServerHandler):
-    """Calls the application for one request; adds `Connection: close` to the last answer."""
+    """Calls `app` for one request. Adds `Connection: close` to the last answer."""
 
     http_version = "1.1"
-    # It need not say which server it is.
+    # Send no `Server` header.
     server_software = None
 
     def start_response(self, *args) -> Callable:
-        """Begin the answer; say that the connection ends, if it does."""
+        """Begin an answer. `app` calls this."""
         write = super().start_response(*args)
         if self.request_handler.close_connection:
             self.headers["Connection"] = "close"
@@ -320,11 +333,14 @@ class AnswerHandler(ServerHandler):
 class WholeLines(io.BufferedReader):
     """A reader for which the end of the connection is not the end of a line.
 
-    Or half a request of a client that has left would be taken for a whole one.
+    Otherwise, if a client leaves in the middle of a request, it would look like a whole one.
     """
 
     def readline(self, size: int = -1) -> bytes:
-        """Return a line, with its end, or the first `size` bytes of a longer one."""
+        """Return a line with its end, or the first `size` bytes of a longer line.
+
+        Raises ConnectionError if the client has left before the end of the line.
+        """
         line = super().readline(size)
         if not line.endswith(b"\n") and len(line) != size:
             raise ConnectionError("The client has left in the middle of a request")

@@ -23,22 +23,22 @@ BLACKLISTED = {"phoneNumber": "4153518780", "message": "This is the code 1234"}
 @pytest.fixture
 def queue(monkeypatch) -> Iterator[Queue]:
     """An empty queue on a Redis of its own. Twin of `before` and `after`."""
-    # queue.testMode.enter()
+    # Twin of `queue.testMode.enter()`.
     connection = fakeredis.FakeRedis()
     queue = Queue("push_notification_code_3", connection=connection)
-    # What follows the jobs asks for lost ones every 10 ms, so that the end below is quick.
-    monkeypatch.setattr(creator_7, "SILENCE", 0.01)
+    # After a test, the follower of its jobs soon sees that they are gone.
+    monkeypatch.setattr(creator_7, "CHECK_INTERVAL", 0.01)
     yield queue
-    # queue.testMode.clear(), so that nothing waits for a job any more
+    # Twin of `queue.testMode.clear()`.
     connection.flushall()
     wait_for_jobs()
-    # queue.testMode.exit()
+    # Twin of `queue.testMode.exit()`: nothing is left behind.
     assert creator_7.followers == []
     assert not creator_7.Follower.has_failed
 
 
 def wait_for_jobs() -> None:
-    """Wait until no job is followed. That of 7_job_creator.py has no limit."""
+    """Wait until no job is followed, for 10 s at most."""
     for follower in creator_7.followers.copy():
         follower.join(timeout=10)
         assert not follower.is_alive()
@@ -47,12 +47,12 @@ def wait_for_jobs() -> None:
 def process(queue: Queue) -> None:
     """Run the queued jobs, and wait until all that happens to them is printed.
 
-    In this process, with `SimpleWorker`: the fork of a `Worker` would run them on its
-    own copy of fakeredis.
+    `SimpleWorker` runs them in this process. `Worker` would run them in a fork, on a copy
+    of fakeredis.
     """
     handler = signal.getsignal(signal.SIGINT)
     SimpleWorker([queue], connection=queue.connection).work(burst=True)
-    # The worker leaves its own, by which Ctrl-C would not end pytest.
+    # The worker has set its own handler for Ctrl-C. Give pytest's back.
     signal.signal(signal.SIGINT, handler)
     wait_for_jobs()
 
@@ -89,7 +89,7 @@ def test_a_wrong_entry_is_named_and_nothing_at_all_is_queued(queue, entry, fault
 def test_each_entry_becomes_a_job_of_the_queue(queue):
     jobs = create_push_notifications_jobs([BLACKLISTED, ALLOWED], queue)
 
-    # queue.testMode.jobs
+    # Twin of `queue.testMode.jobs`.
     assert queue.jobs == jobs
     assert [job.origin for job in queue.jobs] == ["push_notification_code_3"] * 2
     assert {job.func_name for job in queue.jobs} == {

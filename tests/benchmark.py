@@ -72,7 +72,7 @@ def tell(bare: bool) -> None:
         if bare:
             job.connection.publish("benchmark", now)
         else:
-            event = processor_7.Event(job.id, "progress", now)
+            event = processor_7.JobEvent(job.id, "progress", now)
             event.write(job.connection, job.origin)
 
 
@@ -177,7 +177,7 @@ def write_events(ids: list[str], queue: Queue) -> None:
     with queue.connection.pipeline(transaction=False) as pipe:
         for job_id in ids:
             for event in ("progress", 0), ("progress", 50), ("complete", None):
-                processor_7.Event(job_id, *event).write(pipe, queue.name)
+                processor_7.JobEvent(job_id, *event).write(pipe, queue.name)
             if len(pipe) > 1000 or job_id == ids[-1]:  # all at once would take memory
                 pipe.execute()
 

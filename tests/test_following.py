@@ -21,7 +21,7 @@ BLACKLISTED = {"phoneNumber": "4153518780", "message": "hello"}
 @pytest.fixture
 def queue(fake_redis, monkeypatch):
     """A queue whose follower asks RQ soon."""
-    monkeypatch.setattr(creator_7, "SILENCE", 0.02)
+    monkeypatch.setattr(creator_7, "CHECK_INTERVAL", 0.02)
     yield Queue("q", connection=fake_redis)
     fake_redis.flushall()  # what is not done by now counts as failed
     wait_for_followers()
@@ -43,7 +43,7 @@ class Heard(list):
 def events(queue):
     """Return the events in the stream of a queue."""
     entries = queue.connection.xrange(f"events:{queue.name}")
-    return [processor_7.Event.read(fields)[1:] for _, fields in entries]
+    return [processor_7.JobEvent.read(fields)[1:] for _, fields in entries]
 
 
 def told(capsys):
@@ -127,7 +127,7 @@ def test_a_result_or_an_error_without_a_text_is_told_by_its_class(queue):
 def test_the_stream_of_events_is_bounded(queue, monkeypatch):
     monkeypatch.setattr(processor_7, "EVENTS_KEPT", 100)
     for _ in range(1000):
-        processor_7.Event("1", "progress", 50).write(queue.connection, "q")
+        processor_7.JobEvent("1", "progress", 50).write(queue.connection, "q")
     assert 100 <= queue.connection.xlen("events:q") < 300
 
 
@@ -272,7 +272,7 @@ def test_news_of_one_job_do_not_keep_the_lost_end_of_another_back(queue):
     queue.connection.delete(queue.jobs[0].key)
 
     def report_and_look():
-        processor_7.Event("busy", "progress", 50).write(queue.connection, "q")
+        processor_7.JobEvent("busy", "progress", 50).write(queue.connection, "q")
         return lost
 
     wait_until(report_and_look)

@@ -218,7 +218,7 @@ def test_a_creator_that_was_stopped_tells_all_that_it_missed(start, redis_server
     work(redis_server.rq_connection, QUEUE)
     with redis_server.rq_connection.pipeline() as pipe:
         for number in range(3000):  # of jobs of others, more than are read at once
-            event = creator_7.Event(f"other {number}", "progress", 50)
+            event = creator_7.JobEvent(f"other {number}", "progress", 50)
             event.write(pipe, QUEUE)
         pipe.execute()
     time.sleep(1.1)  # so that it has heard nothing for long enough to ask RQ

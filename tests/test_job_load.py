@@ -27,7 +27,7 @@ def test_a_list_of_20_000_is_queued_whole(redis_server, capsys, monkeypatch):
     assert queue.job_ids == [job.id for job in jobs]
     assert [job.id for job in jobs] == [str(number) for number in range(1, 20_001)]
     assert capsys.readouterr().out.count("created") == 20_000
-    monkeypatch.setattr(creator_7, "SILENCE", 0.1)
+    monkeypatch.setattr(creator_7, "CHECK_INTERVAL", 0.1)
     redis_server.client.flushall()
     wait_for_followers()
 

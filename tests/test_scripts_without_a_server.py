@@ -161,4 +161,4 @@ def test_progress_is_counted_as_kue_does(fake_redis, steps, percent):
     queue.enqueue(processor.report_progress, *steps)
     work(fake_redis, queue)
     [(_, fields)] = fake_redis.xrange("events:q")
-    assert processor.Event.read(fields).detail == percent
+    assert processor.JobEvent.read(fields).detail == percent
