@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -107,7 +106,7 @@ def wait_for_jobs() -> None:
             follower.join()
     if Follower.has_failed:
         Follower.has_failed = False
-        sys.exit(1)
+        raise SystemExit(1)
 
 
 def follower_of(queue: rq.Queue) -> "Follower":

@@ -65,8 +65,7 @@ def reserve_one(item: dict) -> bool:
         reserve_stock_by_id(item["itemId"], reserved + 1, pipe)
         return True
 
-    # WATCHes the key, calls `book`, and sends what it has collected. If another client has
-    # changed the key meanwhile, Redis refuses that, and `book` is called again.
+    # WATCHes the key: if another client changes it meanwhile, `book` is called again.
     return client.transaction(book, f"item.{item['itemId']}", value_from_callable=True)
 
 
