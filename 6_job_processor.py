@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from rq import Queue, SimpleWorker, Worker
 from rq.exceptions import StopRequested
+from rq.executions import Execution
 from rq.job import Job
 from rq.scheduler import RQScheduler
 from rq.suspension import is_suspended
@@ -43,9 +44,10 @@ def main() -> None:
 
 # All of these are in seconds.
 
-# RQ waits for a job for 15 less than this, which is 1, so that a stop is noticed soon. A
-# connection that is silent for 10 more is given up.
-WORKER_TTL = 16
+# How long a worker waits for a job, before it looks for other things to do.
+DEQUEUE_TIMEOUT = 1
+# When a worker gives no sign of life, Redis forgets it 60 after this.
+WORKER_TTL = 15
 # How often RQ renews the lease of a running job. A lease lasts 60 longer.
 JOB_MONITORING_INTERVAL = 5
 # The pause before a command is sent again that Redis could not answer.
@@ -149,6 +151,10 @@ class DueJobs(RQScheduler):
             self.release_locks()
         except AWAY_OR_FULL:
             return
+        except redis_client.REFUSED as error:
+            # In a script, which takes the locks, a Redis before 7 says so that it is full.
+            if "OOM" not in str(error):
+                raise
 
 
 class Patient(BaseWorker):
@@ -202,7 +208,10 @@ class Patient(BaseWorker):
         return worked
 
     def has_ended_as_planned(self, max_jobs: int | None) -> bool:
-        """Return whether `work` has ended for another reason than an error."""
+        """Return whether `work` has ended for another reason than an error.
+
+        RQ's `work` does not tell.
+        """
         return self.stop_requested or self.is_done or self.jobs_done == max_jobs
 
     # RQ's `work` calls these in turn, again and again: `check_for_suspension`,
@@ -241,6 +250,11 @@ class Patient(BaseWorker):
         super().run_maintenance_tasks()
         self.next_maintenance = time.monotonic() + MAINTENANCE_INTERVAL
 
+    @property
+    def dequeue_timeout(self) -> int:
+        """How long RQ waits for a job, in seconds. It gives up a connection after 10 more."""
+        return DEQUEUE_TIMEOUT
+
     def dequeue_job_and_maintain_ttl(self, timeout, max_idle_time=None):
         """Wait for a job. RQ returns None if no job comes, and `work` ends."""
         result = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
@@ -276,7 +290,7 @@ class Patient(BaseWorker):
         self.last_seen = now
 
     def set_state(self, state: str, pipeline=None) -> None:
-        """Write a new state to Redis. RQ would write the same one again, second by second."""
+        """Write a new state to Redis. RQ would write "idle" again before each wait for a job."""
         if state != self.get_state():
             super().set_state(state, pipeline)
 
@@ -300,6 +314,9 @@ class Patient(BaseWorker):
         RQ's own method raises `StopRequested` at once, unless a job runs. A job that Redis
         has just handed over would be lost.
         """
+        if os.getpid() != self.pid:
+            # This is a work horse, in the moment before it sets handlers of its own.
+            return
         self.stop_requested = True
         threading.Thread(target=self.enforce_stop, daemon=True).start()
         # It also sets the handler for a second signal.
@@ -338,14 +355,14 @@ class Patient(BaseWorker):
 
     def has_job_in_hand(self) -> bool:
         """Return whether a job runs, which a stop must wait for."""
-        return self.get_state() == WorkerStatus.BUSY
+        raise NotImplementedError
 
 
 class PatientWorker(Patient, Worker):
     """Runs each job in a process of its own, as RQ's `Worker` does."""
 
     def has_job_in_hand(self) -> bool:
-        """Return whether a work horse runs."""
+        """Return whether a work horse runs, which a stop must wait for."""
         return self.horse_pid != 0
 
 
@@ -355,8 +372,22 @@ class PatientSimpleWorker(Patient, SimpleWorker):
     Use it with `rq worker-pool`, as the README shows.
     """
 
+    is_performing = False
+
+    def has_job_in_hand(self) -> bool:
+        """Return whether a job runs, which a stop must wait for."""
+        return self.is_performing
+
+    def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
+        """Run a job, and record its end."""
+        self.is_performing = True
+        try:
+            return super().perform_job(job, queue, execution)
+        finally:
+            self.is_performing = False
+
     def execute_job(self, job: Job, queue: Queue) -> None:
-        """Run a job. The time for it is no gap, though no sign of life is given meanwhile."""
+        """Take and run a job. Its time is no gap, though there is no sign of life in it."""
         super().execute_job(job, queue)
         self.last_seen = time.time()
 

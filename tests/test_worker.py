@@ -3,6 +3,7 @@
 Most of them wait, so these are scenarios: `scenarios.py` tells how they are played.
 """
 
+import importlib
 import signal
 import sys
 import time
@@ -27,6 +28,7 @@ from rq.scheduler import RQScheduler
 from rq.suspension import resume, suspend
 from scenarios import pause
 
+processor_6 = importlib.import_module("6_job_processor")
 WORKER_CLASSES = "PatientWorker", "PatientSimpleWorker"
 scenario = scenarios.Scenarios()
 
@@ -213,6 +215,56 @@ def a_job_in_hand_is_not_cut_short_by_the_time_for_a_stop(start, start_redis):
         assert [status(server, job) for job in jobs] == ["finished"] * 3
 
 
+# Gives a signal to each work horse before it can set handlers of its own.
+SIGNAL_TO_THE_FORKED = """
+import importlib, os, signal
+processor_6 = importlib.import_module("6_job_processor")
+os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGINT))
+processor_6.redis_client.run(processor_6.main)
+"""
+
+
+@scenario
+def a_signal_just_after_the_fork_does_not_cut_the_job_short(start, start_redis):
+    server = start_redis()
+    [job] = queue_sleep(server, 2.5, QUEUES["6_job_processor.py"])
+    command = sys.executable, "-c", SIGNAL_TO_THE_FORKED
+    with Script(*command, REDIS_URL=server.url, PYTHONPATH=str(ROOT)) as script:
+        wait_for_status(server, [job], "finished")
+        assert script.errors == []
+
+
+# Stops Redis when a worker has taken a job, and has not registered it yet.
+SILENCE_AT_A_JOB = """
+import importlib, os, signal
+processor_6 = importlib.import_module("6_job_processor")
+client = processor_6.redis_client.create_client()
+redis_pid = client.info("server")["process_id"]
+
+class Worker(processor_6.{worker_class}):
+    def prepare_execution(self, job):
+        os.kill(redis_pid, signal.SIGSTOP)
+        print("taken", flush=True)
+        return super().prepare_execution(job)
+
+Worker(["q"], connection=client).work()
+"""
+
+
+@scenario.given(worker_class="PatientWorker")
+@scenario.given(worker_class="PatientSimpleWorker")
+def one_signal_ends_a_worker_whose_redis_falls_silent_before_its_job_runs(
+    start, start_redis, worker_class
+):
+    server = start_redis()
+    Queue("q", connection=server.rq_connection).enqueue("time.time")
+    command = sys.executable, "-c", SILENCE_AT_A_JOB.format(worker_class=worker_class)
+    with Script(*command, REDIS_URL=server.url, PYTHONPATH=str(ROOT)) as script:
+        script.wait_for("taken")
+        script.stop(signal.SIGINT)
+        assert script.end(timeout=3) == 0
+
+
 @scenario
 def a_second_ctrl_c_ends_workers_with_a_job_in_hand_while_redis_is_away(
     start, start_redis
@@ -357,6 +409,19 @@ def a_processor_waits_until_a_full_redis_has_room(start, start_redis):
     server.client.config_set("maxmemory", 0)
     wait_for_status(server, [job], "finished")
     assert processor.errors == []
+
+
+def test_the_look_for_delayed_jobs_passes_a_full_redis_over(redis_server):
+    connection = redis_server.rq_connection
+    queue = Queue("q", connection=connection)
+    worker = processor_6.PatientWorker([queue], connection=connection)
+    queue.enqueue_at(datetime.now(), "time.time")
+    redis_server.client.config_set("maxmemory", 1)
+    worker.due_jobs.enqueue()
+    assert queue.count == 0
+    redis_server.client.config_set("maxmemory", 0)
+    worker.due_jobs.enqueue()
+    assert queue.count == 1
 
 
 def fill_redis(job, connection, result):
