@@ -70,8 +70,9 @@ ANSWER_AT_ONCE = {
 
 # redis-py raises these while Redis is away or does not answer.
 AWAY = (redis.ConnectionError, redis.TimeoutError)
-# And this when Redis answers with an error.
-REFUSED = redis.ResponseError
+# And these when Redis answers with an error. `AuthenticationError` is a `ConnectionError`,
+# too. So catch REFUSED first where AWAY is a reason to wait: here waiting would not help.
+REFUSED = (redis.ResponseError, redis.AuthenticationError)
 
 # All scripts log here. It goes to standard error, as RQ's log does.
 logger = logging.getLogger(__name__)
@@ -145,9 +146,10 @@ def has_clear_address(url: str) -> bool:
     # After an unescaped "?" or "#" in a password, the rest of it is no part of the address.
     if parts.fragment or "@" in parts.query:
         return False
-    # The path of a Unix socket may be anything.
+    # The address of a Unix socket is its path. After an unescaped "/" in a password, the
+    # rest of the password would be in the path.
     if parts.scheme == "unix":
-        return True
+        return not parts.hostname and "@" not in parts.path
     # redis-py would use port 6379 instead of 0, and database 0 for a path that is no number.
     if parts.port == 0:
         return False
@@ -201,10 +203,12 @@ def prepare_process() -> None:
 
 def run(main: Callable, *arguments) -> None:
     """Call `main` as a script. Without Redis, print one line, and end with status 1."""
-    # IDLE and Jupyter replace the output, and handle Ctrl-C themselves.
+    # IDLE and Jupyter replace the output, and handle Ctrl-C themselves. In a process that a
+    # script has forked, this is done already.
     if sys.stdout is sys.__stdout__:
         prepare_process()
-    # RQ's log goes to standard error, without what is below a warning.
+    # The log goes to standard error, without what is below a warning. A level would not do,
+    # as RQ sets the level of its loggers itself.
     logging.basicConfig(format="%(message)s")
     logging.disable(logging.INFO)
     try:

@@ -28,14 +28,13 @@ def receive_messages() -> None:
 
 def main() -> None:
     """Receive messages; keep trying while Redis is away. Twin of the `error` event."""
-    wait = 1  # seconds
+    wait = 1  # seconds, later up to 4
     while True:
         try:
             receive_messages()
             return
-        except redis.AuthenticationError:
-            # It is one of AWAY, too, but trying again would not help.
-            raise
+        except redis_client.REFUSED:
+            raise  # as with a wrong password: trying again would not help
         except redis_client.AWAY as error:
             redis_client.print_not_connected(error)
         time.sleep(wait)

@@ -71,6 +71,8 @@ def wait_for_end(job: Job) -> JobStatus:
         except InvalidJobOperation:
             # The job is gone.
             return JobStatus.FAILED
+        except redis_client.REFUSED:
+            raise
         except redis_client.AWAY:
             status = None
         if status == JobStatus.FINISHED or status in FAILED:

@@ -208,6 +208,9 @@ class Follower(threading.Thread):
             # Not for long: when the script ends, Python waits for the end of this turn.
             entries = self.read(wait=CHECK_INTERVAL / 2)
             self.handle_entries(entries, self.followed)
+        except redis_client.REFUSED as error:
+            self.report_refusal(error)
+            time.sleep(1)
         except redis_client.AWAY:
             # The stream keeps the events until Redis is back.
             time.sleep(0.5)
@@ -240,6 +243,7 @@ class Follower(threading.Thread):
 
         A position is a time in milliseconds, by the clock of Redis. That may differ from the
         clock of this machine, so the age of the jobs is subtracted from the time of Redis.
+        (For a job from another machine, whose clock is wrong, the first events may be missed.)
         """
         created_at = min(job.created_at.timestamp() for job, _ in newcomers)
         age = time.time() - created_at
@@ -265,6 +269,7 @@ class Follower(threading.Thread):
                 {self.stream: self.position}, ENTRIES_AT_ONCE, block
             )
         except redis_client.REFUSED as error:
+            # Go on. RQ still knows which jobs have ended.
             self.report_refusal(error)
             time.sleep(wait)
             return []
@@ -276,7 +281,7 @@ class Follower(threading.Thread):
         return entries
 
     def report_refusal(self, error: Exception) -> None:
-        """Log, but not twice, that the stream can't be read. The ends still come from RQ."""
+        """Log, but not twice, that Redis refuses what the follower asks for."""
         if str(error) == self.last_refusal:
             return
         self.last_refusal = str(error)
@@ -374,7 +379,10 @@ def result_of(job: rq.job.Job) -> object:
 
 
 def error_of(job: rq.job.Job) -> str:
-    """Return the last line of a failed job's error, an empty string if RQ has none."""
+    """Return the error of a failed job, as far as RQ knows it. It has a traceback, or a text.
+
+    Of an error with several lines, this is the last one. It is empty if RQ has none.
+    """
     result = job.latest_result()
     if result is None or not result.exc_string:
         return ""

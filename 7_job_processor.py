@@ -142,7 +142,10 @@ STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
 class NotificationPool(WorkerPool):
-    """RQ's pool, for `PatientWorker`. If one of them ends by an error, the pool ends too."""
+    """RQ's pool, but its workers are always `PatientWorker`, without further options.
+
+    If one of them ends by an error, the pool ends too.
+    """
 
     def start_workers(self, **options) -> None:
         """Start all workers. RQ sets its signal handlers later, but a stop may come now."""
@@ -174,12 +177,12 @@ class NotificationPool(WorkerPool):
     def handle_dead_worker(self, worker_data: WorkerData) -> None:
         """After an error, end with status 1 instead of starting workers for ever.
 
-        RQ's own method removes the worker from the pool. Later, RQ starts another one. When
-        the process exits, Python waits for the workers that are stopped here.
+        RQ's own method removes the worker from the pool. Later, RQ starts another one.
         """
         super().handle_dead_worker(worker_data)
         if worker_data.process.exitcode == 1:
             self.stop_workers()
+            # Before it exits, Python waits for the other workers to end.
             sys.exit(1)
 
 

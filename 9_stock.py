@@ -36,7 +36,7 @@ def reserve_stock_by_id(item_id: int, stock: int, connection=client) -> None:
 
 def get_current_reserved_stock_by_id(item_id: int, connection=client) -> int:
     """Return the number of reserved units. Twin of `getCurrentReservedStockById`."""
-    return int(connection.get(f"item.{item_id}") or 0)  # None if nothing is reserved
+    return int(connection.get(f"item.{item_id}") or 0)  # bytes, or None for no key
 
 
 def show_product(item: dict) -> dict:
@@ -65,13 +65,13 @@ def reserve_one(item: dict) -> bool:
         reserve_stock_by_id(item["itemId"], reserved + 1, pipe)
         return True
 
-    # WATCHes the key: if another client changes it meanwhile, `book` is called again.
+    # WATCHes the key, calls `book` (again if another client changes it), returns its value.
     return client.transaction(book, f"item.{item['itemId']}", value_from_callable=True)
 
 
 def respond(path: str) -> tuple[str, dict | list]:
     """Return status and body of the answer to a GET request. Twin of `app.get(…)`."""
-    match path.removesuffix("/").split("/"):
+    match path.removesuffix("/").split("/"):  # "/a/1" becomes ["", "a", "1"]
         case ["", "list_products"]:
             return "200 OK", list_products
         case ["", ("list_products" | "reserve_product") as route, item_id]:
@@ -129,7 +129,7 @@ def answer(method: str, path: str) -> tuple[str, bytes]:
     try:
         status, body = respond(path)
         return status, to_json(body)
-    except (*redis_client.AWAY, redis_client.REFUSED) as error:
+    except redis_client.AWAY + redis_client.REFUSED as error:
         logger.warning("Stock is not available: %s", error)
         body = {"status": "Stock is not available right now"}
         return "503 Service Unavailable", to_json(body)
@@ -209,9 +209,9 @@ def read_the_rest(connection: socket.socket) -> None:
 
     Closing a connection with unread data resets it, and the client may lose the answer.
     """
-    connection.settimeout(CLOSE_TIMEOUT)
     end = time.monotonic() + CLOSE_TIMEOUT
     while time.monotonic() < end:
+        connection.settimeout(end - time.monotonic())
         data = connection.recv(65536)
         if not data:
             return

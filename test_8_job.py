@@ -28,6 +28,7 @@ def queue(monkeypatch) -> Iterator[Queue]:
     queue = Queue("push_notification_code_3", connection=connection)
     # After a test, the follower of its jobs soon sees that they are gone.
     monkeypatch.setattr(creator_7, "CHECK_INTERVAL", 0.01)
+    monkeypatch.setattr(creator_7.Follower, "has_failed", False)
     yield queue
     # Twin of `queue.testMode.clear()`.
     connection.flushall()
@@ -50,10 +51,12 @@ def process(queue: Queue) -> None:
     `SimpleWorker` runs them in this process. `Worker` would run them in a fork, on a copy
     of fakeredis.
     """
-    handler = signal.getsignal(signal.SIGINT)
+    on_ctrl_c = signal.getsignal(signal.SIGINT)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     SimpleWorker([queue], connection=queue.connection).work(burst=True)
-    # The worker has set its own handler for Ctrl-C. Give pytest's back.
-    signal.signal(signal.SIGINT, handler)
+    # The worker has set handlers of its own. Give pytest its handlers back.
+    signal.signal(signal.SIGINT, on_ctrl_c)
+    signal.signal(signal.SIGTERM, on_sigterm)
     wait_for_jobs()
 
 

@@ -16,6 +16,7 @@ from conftest import (
     Script,
     ends_not_connected,
     free_port,
+    wait_until,
 )
 from scripts import AT_WORK, SCRIPTS, SYNC_AND_ASYNC, start_until_at_work
 from stock_service import confirmed, get
@@ -76,6 +77,26 @@ def test_a_refused_password_ends_every_script(start, start_redis, user, names, r
         assert reason in ends_not_connected(script)
 
 
+def test_creators_say_so_when_redis_admits_them_no_more(start, start_redis):
+    server = start_redis()
+    creator_6 = start("6_job_creator.py", server.url)
+    creator_7 = start("7_job_creator.py", server.url)
+    creator_6.wait_for("created")
+    creator_7.wait_for("created", 11)
+    server.client.config_set("requirepass", "secret")
+    server.client.client_kill_filter(_type="normal", skipme=True)
+    assert creator_6.end() == 1
+    assert creator_6.lines[1:] == [NOT_CONNECTED + "Authentication required."]
+    # This one follows jobs for others, and goes on when it can.
+    wait_until(lambda: creator_7.errors, state=creator_7)
+    server.client.config_set("requirepass", "")
+    server.client.flushall()
+    assert creator_7.end() == 1
+    assert len(creator_7.lines) == 11 + 11
+    [error] = creator_7.errors
+    assert "Authentication required" in error
+
+
 def test_a_password_in_the_url_is_used(start, serve, start_redis):
     server = start_redis("--requirepass", "secret")
     url = server.url.replace("//", "//:secret@")
@@ -95,6 +116,10 @@ def test_a_password_in_the_url_is_used(start, serve, start_redis):
         "redis://:{port}/s3cret@127.0.0.1",
         "redis://:s3cret@[127.0.0.1:{port}",
         "redis://:s3cret@127.0.0.1:{port}x",
+        # The address of a Unix socket.
+        "unix://:s3cret/x@/tmp/redis.sock",
+        "unix://:x/s3cret@/tmp/redis.sock",
+        "unix://s3cret/redis.sock",
         # Options.
         "redis://:s3cret@127.0.0.1:{port}?protocol=9",
         "redis://:s3cret@127.0.0.1:{port}?protocol=3",
