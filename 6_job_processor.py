@@ -46,9 +46,9 @@ def main() -> None:
 
 # How long a worker waits for a job, before it looks for other things to do.
 DEQUEUE_TIMEOUT = 1
-# When a worker gives no sign of life, Redis forgets it 60 after this.
+# How long Redis remembers a worker that gives no sign of life. RQ adds 60.
 WORKER_TTL = 15
-# How often RQ renews the lease of a running job. A lease lasts 60 longer.
+# How often RQ renews the lease of a running job. A lease lasts for this, and 60 more.
 JOB_MONITORING_INTERVAL = 5
 # The pause before a command is sent again that Redis could not answer.
 RETRY_INTERVAL = 0.5
@@ -152,7 +152,8 @@ class DueJobs(RQScheduler):
         except AWAY_OR_FULL:
             return
         except redis_client.REFUSED as error:
-            # In a script, which takes the locks, a Redis before 7 says so that it is full.
+            # RQ takes the locks by a script. Redis before 7 has another error for a script
+            # that finds it full.
             if "OOM" not in str(error):
                 raise
 
@@ -177,7 +178,7 @@ class Patient(BaseWorker):
         super().__init__(queues, name, connection=connection, **options)
         self.due_jobs = DueJobs(self.queues, connection, self.serializer)
         self.jobs_done = 0
-        # Whether there is nothing left to wait for: see `burst` and `max_idle_time` of `work`.
+        # Whether a wait has ended without a job: see `burst` and `max_idle_time` of `work`.
         self.is_done = False
         # Whether a first signal has come, and a second.
         self.stop_requested = False
@@ -193,7 +194,7 @@ class Patient(BaseWorker):
         self.next_maintenance = 0.0
 
     def work(self, burst: bool = False, logging_level=None, **options) -> bool:
-        """Work until stopped. `with_scheduler` is ignored: no process is needed for that.
+        """Work until stopped. `with_scheduler` is ignored: delayed jobs are queued anyway.
 
         After an error, RQ logs it and returns as if all were well. Here the process ends with
         status 1.
