@@ -4,39 +4,22 @@ import http.client
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from threading import Event, Thread
 
 import pytest
+import scenarios
 from conftest import (
-    RedisServer,
     Script,
     free_port,
     port_of,
-    starting_scripts,
     wait_until,
 )
 from stock_service import AWAY, LINE, TABLE, get, listens, waiting
 
-
-@pytest.fixture(scope="module", autouse=True)
-def idle(shared_redis: RedisServer) -> Iterator[tuple[Script, list[socket.socket]]]:
-    """A service, and two hundred connections without a whole request to it.
-
-    They are there from the first test on.
-    """
-    with starting_scripts() as start, ExitStack() as stack:
-        script = start("9_stock.py", shared_redis.url, PORT="0")
-        port = port_of(script)
-        connections = []
-        for begin in [b"", b"GET /lis", b"GET /%bX: " % LINE, b"GET /%b" % LINE] * 50:
-            connection = socket.create_connection(("127.0.0.1", port), timeout=8)
-            connections.append(stack.enter_context(connection))
-            connection.sendall(begin)
-        assert get(port, "/list_products").status == 200  # nobody waits for them
-        yield script, connections
+scenario = scenarios.Scenarios()
 
 
 def test_the_process_answers_by_the_table_as_well(serve, redis_server, tmp_path):
@@ -123,14 +106,16 @@ def assert_end_well(services: list[tuple[Script, int]]) -> None:
     assert time.monotonic() - begin < 3
 
 
-def test_ctrl_c_and_sigterm_end_it_at_rest(start, shared_redis):
-    services = serve_two(start, shared_redis.url)
+@scenario
+def ctrl_c_and_sigterm_end_it_at_rest(start, start_redis):
+    services = serve_two(start, start_redis().url)
     assert_end_well(services)
     assert [script.errors for script, _ in services] == [[], []]
 
 
-def test_ctrl_c_and_sigterm_end_it_with_idle_connections_open(start, shared_redis):
-    services = serve_two(start, shared_redis.url)
+@scenario
+def ctrl_c_and_sigterm_end_it_with_idle_connections_open(start, start_redis):
+    services = serve_two(start, start_redis().url)
     with ExitStack() as stack:
         for begin in [b"", b"GET /list_pro", REQUEST] * 17:
             for _, port in services:
@@ -141,10 +126,11 @@ def test_ctrl_c_and_sigterm_end_it_with_idle_connections_open(start, shared_redi
         assert_end_well(services)
 
 
-def test_ctrl_c_and_sigterm_end_it_while_50_clients_send_much_and_read_nothing(
-    start, shared_redis
+@scenario
+def ctrl_c_and_sigterm_end_it_while_50_clients_send_much_and_read_nothing(
+    start, start_redis
 ):
-    services = serve_two(start, shared_redis.url)
+    services = serve_two(start, start_redis().url)
     with ExitStack() as stack:
         connections = [
             stack.enter_context(socket.create_connection(("127.0.0.1", port)))
@@ -157,15 +143,11 @@ def test_ctrl_c_and_sigterm_end_it_while_50_clients_send_much_and_read_nothing(
         assert_end_well(services)
 
 
-@pytest.mark.parametrize(
-    "request_",
-    [REQUEST, REQUEST.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n")],
-    ids=["of any kind", "to go on"],
-)
-def test_ctrl_c_and_sigterm_end_it_while_an_answer_finds_no_room(
-    start, shared_redis, request_
-):
-    services = serve_two(start, shared_redis.url)
+@scenario.given(end=b"\r\n\r\n")
+@scenario.given(end=b"\r\nExpect: 100-continue\r\n\r\n")
+def ctrl_c_and_sigterm_end_it_while_an_answer_finds_no_room(start, start_redis, end):
+    services = serve_two(start, start_redis().url)
+    request = REQUEST.replace(b"\r\n\r\n", end)
     with ExitStack() as stack:
         for _, port in services:
             connection = stack.enter_context(socket.socket())
@@ -173,11 +155,13 @@ def test_ctrl_c_and_sigterm_end_it_while_an_answer_finds_no_room(
             connection.connect(("127.0.0.1", port))
             connection.settimeout(0.3)
             with pytest.raises(TimeoutError):  # the service reads no more of it
-                connection.sendall(request_ * 100_000)
+                connection.sendall(request * 100_000)
         assert_end_well(services)
 
 
-def test_ctrl_c_and_sigterm_end_it_after_the_answer_in_hand(start, redis_server):
+@scenario
+def ctrl_c_and_sigterm_end_it_after_the_answer_in_hand(start, start_redis):
+    redis_server = start_redis()
     services = serve_two(start, redis_server.url)
     redis_server.client.client_pause(10_000, all=False)  # those who write wait
     with ThreadPoolExecutor(2) as pool:
@@ -229,13 +213,11 @@ def test_ctrl_c_and_sigterm_under_load_lose_no_answer(start, redis_server):
         assert sum(count.result() for count in answers) == asked()
 
 
-@pytest.mark.parametrize(
-    "data",
-    [b"G", b"GET /list_products/1%b\r\n" % LINE * 100],
-    ids=["a byte at a time", "many requests at a time"],
-)
-def test_one_ctrl_c_ends_it_whatever_a_client_sends(serve, shared_redis, data):
-    script, port = serve(shared_redis.url)
+@scenario.given(data=b"G", times=1)
+@scenario.given(data=b"GET /list_products/1%b\r\n" % LINE, times=100)
+def one_ctrl_c_ends_it_whatever_a_client_sends(start, start_redis, data, times):
+    script = start("9_stock.py", start_redis().url, PORT="0")
+    port = port_of(script)
     sends = Event()
 
     def send() -> None:
@@ -243,7 +225,7 @@ def test_one_ctrl_c_ends_it_whatever_a_client_sends(serve, shared_redis, data):
         with suppress(OSError), socket.create_connection(address) as connection:
             Thread(target=read, args=[connection], daemon=True).start()
             while True:  # until the service ends
-                connection.sendall(data)
+                connection.sendall(data * times)
                 sends.set()
                 time.sleep(0.001)  # never idle, never done
 
@@ -261,8 +243,24 @@ def test_one_ctrl_c_ends_it_whatever_a_client_sends(serve, shared_redis, data):
     assert script.errors == []
 
 
-def test_connections_without_a_request_are_dropped(idle):
-    script, connections = idle
-    for connection in connections:
-        assert connection.recv(1) == b""
+@scenario
+def connections_without_a_whole_request_hinder_nobody_and_are_dropped(
+    start, start_redis
+):
+    script = start("9_stock.py", start_redis().url, PORT="0")
+    port = port_of(script)
+    with ExitStack() as stack:
+        connections = []
+        for begin in [b"", b"GET /lis", b"GET /%bX: " % LINE, b"GET /%b" % LINE] * 50:
+            connection = socket.create_connection(("127.0.0.1", port), timeout=8)
+            connections.append(stack.enter_context(connection))
+            connection.sendall(begin)
+        assert get(port, "/list_products").status == 200
+        for connection in connections:
+            assert connection.recv(1) == b""
     assert script.errors == []
+
+
+@pytest.mark.parametrize("scenario", scenario.collected)
+def test_that(scenario, outcomes):
+    outcomes[scenario].result()
