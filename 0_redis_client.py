@@ -27,14 +27,14 @@ def create_client(
 
     It connects when it is first used. Task 3 asks for another class, `redis.asyncio.Redis`.
     """
-    settings = {**DEFAULTS, **options}
+    settings = {**DEFAULTS, **options}  # DEFAULTS and `redis_url` are defined below
     return client_class.from_url(redis_url(), **settings)
 
 
 def print_not_connected(error: object) -> None:
     """Print why Redis can't be reached. Twin of the client's `error` event.
 
-    `run` below calls it when `main` of a script ends with such an error.
+    `run`, below, calls this if Redis is away.
     """
     print(f"Redis client not connected to the server: {error}")
 
@@ -45,36 +45,36 @@ def main() -> None:
     print(CONNECTED)
 
 
-# The exercise ends here. What follows is how every script reaches Redis, runs and ends.
+# The exercise ends here. The rest is for a second reading: how every script reaches Redis,
+# runs and ends.
 
 DEFAULTS = {
-    # Seconds for connecting. For each answer, redis-py waits for 5.
+    # The limit for connecting, in seconds. (For each answer of Redis, redis-py has one of 5.)
     "socket_connect_timeout": 0.5,
-    # With protocol 3, redis-py's default, it begins with HELLO, which Redis 5 does not know.
+    # redis-py's default is 3. It begins with the command HELLO, which Redis 5 does not know.
     "protocol": 2,
     # Don't tell Redis which library this is: that saves two commands for each connection.
     "driver_info": None,
 }
 
-# For a client that answers HTTP requests: it must fail soon, not wait. 9_stock.py has one.
+# The options for 9_stock.py. It must answer its own clients soon, with an error if need be.
 ANSWER_AT_ONCE = {
-    # Seconds for each answer of Redis.
+    # The limit for each answer of Redis, in seconds.
     "socket_timeout": 0.5,
-    # Try each command once, and raise what happens. With `supported_errors`, redis-py would
-    # turn a lost connection in a transaction into a `WatchError`, which means that the key
-    # has changed, and the transaction would be tried again.
+    # Never try again. By default, redis-py takes a connection that is lost in a transaction
+    # for a key that has changed, and the transaction begins again. So no error is supported.
     "retry": Retry(NoBackoff(), retries=0, supported_errors=()),
-    # The default of 100 would be too few for 101 requests at once.
+    # Each request that is being answered needs a connection. The default is 100.
     "max_connections": 10_000,
 }
 
-# redis-py raises these while Redis is away or does not answer.
+# redis-py raises one of these while Redis is away or does not answer.
 AWAY = (redis.ConnectionError, redis.TimeoutError)
-# And these when Redis answers with an error. `AuthenticationError` is a `ConnectionError`,
-# too. So catch REFUSED first where AWAY is a reason to wait: here waiting would not help.
+# It raises one of these if Redis answers with an error; to wait does not help then. But an
+# `AuthenticationError` is a `ConnectionError`, too, so `except REFUSED` must stand first.
 REFUSED = (redis.ResponseError, redis.AuthenticationError)
 
-# All scripts log here. It goes to standard error, as RQ's log does.
+# The log of all scripts. Like that of RQ, it goes to standard error.
 logger = logging.getLogger(__name__)
 
 MALFORMED = (
@@ -82,8 +82,8 @@ MALFORMED = (
     "with %-escapes for special characters (%40 for @, %2F for /, %23 for #, %3F for ?)"
 )
 
-# What a URL may contain. redis-py has more options, but their values are objects of Python,
-# such as a `Retry`, or would change what the scripts rely on.
+# The options that a URL may contain. redis-py has more, but some can't be written in a URL,
+# such as `retry`, and others would break the scripts, such as `decode_responses`.
 ALLOWED_OPTIONS = {
     # redis-py derives this one from the scheme of the URL.
     "connection_class",
@@ -127,13 +127,14 @@ def redis_url() -> str:
 
 def is_well_formed(url: str) -> bool:
     """Return whether a client can be made from `url`."""
+    # Each of these lines raises an error for a URL that would fail now or later.
     try:
         options = redis.connection.parse_url(url)
-        # Makes the object only; nothing connects yet.
+        # This makes an object, but does not connect.
         redis.ConnectionPool.from_url(url, **DEFAULTS).make_connection()
-        # Bytes that are not UTF-8 would fail later.
+        # Text that can't be sent to Redis, as it is not UTF-8.
         url.encode()
-        # So would a name of a host with an empty or too long part, "a..b" for example.
+        # A host that can't be looked up, such as "a..b". (IDNA is how names of hosts are sent.)
         options.get("host", "").encode("idna")
     except (ValueError, TypeError, redis.RedisError):
         return False
@@ -143,14 +144,14 @@ def is_well_formed(url: str) -> bool:
 def has_clear_address(url: str) -> bool:
     """Return whether redis-py reads the address as it was meant."""
     parts = urlsplit(url)
-    # After an unescaped "?" or "#" in a password, the rest of it is no part of the address.
+    # An unescaped "#" or "?" in a password, as in "redis://:pa#ss@host".
     if parts.fragment or "@" in parts.query:
         return False
-    # The address of a Unix socket is its path. After an unescaped "/" in a password, the
-    # rest of the password would be in the path.
+    # A Unix socket has a path and no host. An unescaped "/" in a password, as in
+    # "unix://:pa/ss@/redis.sock", puts a part of it into the path.
     if parts.scheme == "unix":
         return not parts.hostname and "@" not in parts.path
-    # redis-py would use port 6379 instead of 0, and database 0 for a path that is no number.
+    # redis-py takes port 0 for 6379, and a path that is no number for database 0.
     if parts.port == 0:
         return False
     return re.fullmatch("(/[0-9]*)?", parts.path) is not None
@@ -170,13 +171,14 @@ def has_allowed_options(options: dict) -> bool:
 
 
 class Output(io.FileIO):
-    """Standard output. Its reader may leave, as in `python 7_job_creator.py | head -1`."""
+    """The file behind standard output. Its reader may leave, as in `… | head -1`.
+
+    `print` gives text to a `TextIOWrapper`, that gives bytes to a `BufferedWriter`, and that
+    writes them to this file.
+    """
 
     def write(self, data: bytes) -> int:
-        """Write `data`, or drop it if the reader has left.
-
-        A worker must not end in the middle of a job because of that.
-        """
+        """Write `data`. If the reader has left, drop it: a worker must not end for that."""
         try:
             return super().write(data)
         except BrokenPipeError:
@@ -185,16 +187,15 @@ class Output(io.FileIO):
 
 def prepare_process() -> None:
     """Set up the output and the signals of a process that runs a script."""
-    # It is None if it is closed, as by `>&-` in a shell.
+    # It is None if a shell has closed it, by `>&-`.
     if sys.stdout is not None:
-        # `print` writes text to a TextIOWrapper, which writes bytes to a BufferedWriter,
-        # which writes to the file. Python's own standard output is made in the same way.
         output = Output(sys.stdout.fileno(), "w", closefd=False)
-        # Each line is written at once and whole, whatever characters it contains.
         sys.stdout = io.TextIOWrapper(
             io.BufferedWriter(output),
             encoding=sys.stdout.encoding,
+            # A character that the encoding lacks is printed as an escape, and is no error.
             errors="backslashreplace",
+            # Each line is written at once. Into a pipe, Python would keep lines back.
             line_buffering=True,
         )
     # Ctrl-C ends the process at once, without a traceback.
@@ -203,12 +204,11 @@ def prepare_process() -> None:
 
 def run(main: Callable, *arguments) -> None:
     """Call `main` as a script. Without Redis, print one line, and end with status 1."""
-    # IDLE and Jupyter replace the output, and handle Ctrl-C themselves. In a process that a
-    # script has forked, this is done already.
+    # Not if the output has been replaced: by `prepare_process` itself, before this process was
+    # forked, or by IDLE or Jupyter, which handle Ctrl-C themselves.
     if sys.stdout is sys.__stdout__:
         prepare_process()
-    # The log goes to standard error, without what is below a warning. A level would not do,
-    # as RQ sets the level of its loggers itself.
+    # Log warnings and errors. Setting a level would not do, as RQ sets those of its loggers.
     logging.basicConfig(format="%(message)s")
     logging.disable(logging.INFO)
     try:

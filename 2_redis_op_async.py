@@ -22,7 +22,7 @@ async def display_school_value(school_name: str) -> None:
 
 async def main() -> None:
     """Display a school, set another one, and display that."""
-    async with client:  # closes the connection before the event loop ends
+    async with client:  # closes the connection at its end
         await client.ping()
         print(redis_client.CONNECTED)
         await display_school_value("Holberton")
@@ -31,5 +31,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    # `run` calls `asyncio.run(main())`. `main()` makes a coroutine, but does not start it.
+    # `main()` only makes a coroutine. `run` calls `asyncio.run`, which starts it.
     redis_client.run(asyncio.run, main())

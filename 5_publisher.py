@@ -10,8 +10,11 @@ CHANNEL = "holberton school channel"
 
 
 def publish_message(message: str, time: int) -> Timer:
-    """Publish in `time` milliseconds; return the timer. Twin of `publishMessage`."""
-    # The twin of `setTimeout`: seconds, a function, its arguments.
+    """Publish in `time` milliseconds. Twin of `publishMessage`.
+
+    Returns a timer, as `setTimeout` does.
+    """
+    # In so many seconds, it calls this function with these arguments.
     timer = Timer(time / 1000, publish, [message])
     timer.start()
     return timer
@@ -22,15 +25,15 @@ def publish(message: str) -> None:
     print(f"About to send {message}")
     try:
         client.publish(CHANNEL, message)
-    # An error in a thread does not reach `redis_client.run`.
-    except redis_client.AWAY as error:
-        redis_client.print_not_connected(error)
+    # In a thread, an error does not reach `redis_client.run`.
     except redis_client.REFUSED as error:
         redis_client.logger.error("Redis: %s", error)
+    except redis_client.AWAY as error:
+        redis_client.print_not_connected(error)
 
 
 def main() -> None:
-    """Schedule all four messages. The script ends after the last one is sent."""
+    """Schedule all four messages. Python then waits for the threads of the timers."""
     client.ping()
     print(redis_client.CONNECTED)
     publish_message("Holberton Student #1 starts course", 100)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import redis
 
 redis_client = importlib.import_module("0_redis_client")
+# Of a message that is not UTF-8, it replaces the wrong bytes.
 client = redis_client.create_client(decode_responses=True, encoding_errors="replace")
 
 CHANNEL = "holberton school channel"
@@ -53,7 +54,8 @@ def messages_of(pubsub: redis.client.PubSub) -> Iterator[str]:
     while True:
         message = pubsub.get_message(timeout=4)  # seconds
         if message is None:
-            # Ask for a sign of life. It arrives as a message of type "pong".
+            # Ask for a sign of life. The answer is a message of type "pong"; but any message
+            # is a sign of life.
             pubsub.ping()
             message = pubsub.get_message(timeout=4)
         if message is None:

@@ -48,6 +48,7 @@ def create_queue(name: str) -> Queue:
 def new_job_ids(connection: redis.Redis, count: int = 1) -> list[str]:
     """Return the next `count` ids. All the job scripts count in one sequence."""
     if count == 0:
+        # `exists` needs a key.
         return []
     while True:
         last = connection.incrby("job_ids", count)
@@ -65,11 +66,11 @@ def wait_for_end(job: Job) -> JobStatus:
     """
     while True:
         try:
-            # Returns when there is a new result, or after a second.
+            # This only waits: it returns when there is a new result, or after a second.
             job.latest_result(timeout=1)
             status = job.get_status()
         except InvalidJobOperation:
-            # The job is gone.
+            # By this error, `get_status` says that the job is gone.
             return JobStatus.FAILED
         except redis_client.REFUSED:
             raise

@@ -28,7 +28,7 @@ QUEUE = "push_notification_code"
 def send_notification(phone_number: str, message: str) -> None:
     """Send `message` to `phone_number`. Twin of `sendNotification`."""
     line = f"Sending notification to {phone_number}, with message: {message}"
-    # Without `flush`, the line would be lost under `rq worker`, in which this may run, too.
+    # `rq worker` may run this, too. It ends the process of a job without flushing its output.
     print(line, flush=True)
 
 
@@ -39,37 +39,9 @@ def main() -> None:
     PatientWorker([QUEUE], connection=client).work()
 
 
-# The exercise ends here. RQ's own `Worker` would do for it. The workers below also wait
-# while Redis is away, lose no job when they are stopped, and queue delayed jobs.
-
-# All of these are in seconds.
-
-# How long a worker waits for a job, before it looks for other things to do.
-DEQUEUE_TIMEOUT = 1
-# How long Redis remembers a worker that gives no sign of life. RQ adds 60.
-WORKER_TTL = 15
-# How often RQ renews the lease of a running job. A lease lasts for this, and 60 more.
-JOB_MONITORING_INTERVAL = 5
-# The pause before a command is sent again that Redis could not answer.
-RETRY_INTERVAL = 0.5
-# How often a worker looks for delayed jobs that are due.
-LOOK_INTERVAL = 1
-# How long that look waits for an answer of Redis.
-LOOK_TIMEOUT = 2
-# How often a worker gives a sign of life.
-HEARTBEAT_INTERVAL = 1
-# How often it looks for jobs that dead workers have left behind.
-MAINTENANCE_INTERVAL = 5
-# After a gap as long as this, a worker assumes that all workers were asleep or without Redis.
-ABSENCE = 30
-# How long it then waits for signs of life of the others, before it looks for dead workers.
-REST_AFTER_ABSENCE = 10
-# How often a suspended worker asks whether it still is.
-SUSPENSION_INTERVAL = 0.5
-# How long a stop may take, not counting the time for a job in hand.
-STOP_TIMEOUT = 1.5
-# How often a worker that is to stop looks whether that time is over.
-STOP_INTERVAL = 0.1
+# The exercise ends here. RQ's own `Worker` would do for it. The rest is for a second reading:
+# workers that also wait while Redis is away, lose no job when they are stopped, and queue
+# delayed jobs.
 
 
 class NotificationError(Exception):
@@ -79,8 +51,12 @@ class NotificationError(Exception):
     """
 
 
-# Errors after which it helps to wait, and to try again.
+# Waiting for Redis.
+
+# After these errors, the same command may succeed later.
 AWAY_OR_FULL = (*redis_client.AWAY, redis.OutOfMemoryError)
+# Seconds until it is tried again.
+RETRY_INTERVAL = 0.5
 
 
 class PatientRetry(Retry):
@@ -97,18 +73,19 @@ class PatientRetry(Retry):
         is_retryable: Callable | None = None,
         with_failure_count: bool = False,
     ):
-        """Call `do`, which sends a command. After an error wait, call `fail`, and try again.
+        """Call `do` until it succeeds. redis-py calls this for each command.
 
-        redis-py calls this for each command. Its `fail` closes the connection; the next `do`
-        opens another. In a transaction, `fail` also raises `WatchError`, and RQ starts the
-        transaction again at once. So the wait must come before `fail`.
+        `do` sends the command. `fail` closes the connection, so that `do` opens another.
+
+        Unlike redis-py's own method, this one waits before it calls `fail`. In a transaction,
+        `fail` raises `WatchError`, after which RQ begins the transaction again at once.
         """
         failures = 0
         while True:
             try:
                 return do()
             except redis.AuthenticationError:
-                # It is one of AWAY, too, but waiting would not help.
+                # It is one of AWAY, too, but waiting does not help.
                 raise
             except AWAY_OR_FULL as error:
                 if is_retryable is not None and not is_retryable(error):
@@ -121,8 +98,14 @@ class PatientRetry(Retry):
                     fail(error)
 
 
+# Delayed jobs.
+
+# Seconds that a look for delayed jobs waits for an answer of Redis.
+LOOK_TIMEOUT = 2
+
+
 class DueJobs(RQScheduler):
-    """Queues delayed jobs that are due. In RQ this is a process; here a worker calls it."""
+    """Queues delayed jobs that are due. RQ runs its scheduler in a process of its own."""
 
     def __init__(self, queues: list[Queue], connection: redis.Redis, serializer):
         super().__init__(
@@ -132,12 +115,13 @@ class DueJobs(RQScheduler):
             logging_level=logging.WARNING,
             serializer=serializer,
         )
-        # `self.connection` is another client than `connection`; RQ has made it. It must send
-        # a command only once: if the answer to a transaction is lost, and it is sent again,
-        # its jobs are queued twice.
+        # From the settings of `connection`, RQ has made another client. This one sends a
+        # command only once. If the answer to a transaction is lost, and the transaction is
+        # sent again, its jobs are queued twice.
         self.connection.set_retry(Retry(NoBackoff(), retries=0))
-        # This is the dict from which that client will make its first connection.
-        self.connection.get_connection_kwargs()["socket_timeout"] = LOOK_TIMEOUT
+        # The settings for the connection of that client, which it has not made yet.
+        settings = self.connection.get_connection_kwargs()
+        settings["socket_timeout"] = LOOK_TIMEOUT
 
     def enqueue(self) -> None:
         """Queue the jobs that are due, except in queues that another worker has locked.
@@ -152,20 +136,59 @@ class DueJobs(RQScheduler):
         except AWAY_OR_FULL:
             return
         except redis_client.REFUSED as error:
-            # RQ takes the locks by a script. Redis before 7 has another error for a script
-            # that finds it full.
-            if "OOM" not in str(error):
-                raise
+            # RQ takes the locks by a script. If a Redis before 7 is full then, the error is
+            # of this kind, and says "OOM", out of memory.
+            if "OOM" in str(error):
+                return
+            raise
+
+
+# The workers.
+
+# All of these are in seconds. How long a worker waits for a job, before it looks for other
+# things to do.
+DEQUEUE_TIMEOUT = 1
+# How often it looks for delayed jobs that are due.
+LOOK_INTERVAL = 1
+# How often a suspended worker asks whether it still is.
+SUSPENSION_INTERVAL = 0.5
+
+# How often a worker gives a sign of life.
+HEARTBEAT_INTERVAL = 1
+# How long Redis remembers a worker without a sign of life. RQ adds 60.
+WORKER_TTL = 15
+# How often RQ renews the lease of a job that runs. A lease lasts for this, and 60 more.
+JOB_MONITORING_INTERVAL = 5
+
+# How often a worker looks for jobs that dead workers have left behind.
+MAINTENANCE_INTERVAL = 5
+# After a gap as long as this, it assumes that all workers were asleep or without Redis.
+ABSENCE = 30
+# How long it then waits for signs of life of the others, before it looks for dead workers.
+REST_AFTER_ABSENCE = 10
+
+# How long a stop may take, not counting the time for a job in hand.
+STOP_TIMEOUT = 1.5
+# How often it is checked whether that time is over.
+STOP_INTERVAL = 0.1
 
 
 class Patient(BaseWorker):
-    """A worker that waits while Redis is away or full, and stops between two jobs.
+    """What the two workers below add to RQ's: they wait for Redis, and stop between two jobs.
 
-    It changes the `Retry` of the client that it is given, and sets `worker_ttl` and
-    `job_monitoring_interval` itself.
+    RQ's `work` calls these methods in turn, until one of them raises `StopRequested`:
 
-    `PatientWorker` below has two parents, this class and RQ's `Worker`. Python looks for a
-    method first here and then there. So `super()` is RQ's `Worker`, not `BaseWorker`.
+    1. `check_for_suspension`,
+    2. `dequeue_job_and_maintain_ttl`, which waits for a job, and meanwhile calls `heartbeat`
+       and `run_maintenance_tasks` each second,
+    3. `execute_job`.
+
+    Most methods here override one of RQ's, and call that by `super()`. In `PatientWorker`,
+    Python looks for a method in `PatientWorker`, `Patient`, `Worker` and `BaseWorker`, in this
+    order. So `super()` is `Worker` here.
+
+    A worker changes the `Retry` of the client that it is given. It sets `worker_ttl` and
+    `job_monitoring_interval` itself, and ignores `with_scheduler`, which it does not need.
     """
 
     def __init__(
@@ -178,15 +201,16 @@ class Patient(BaseWorker):
         super().__init__(queues, name, connection=connection, **options)
         self.due_jobs = DueJobs(self.queues, connection, self.serializer)
         self.jobs_done = 0
-        # Whether a wait has ended without a job: see `burst` and `max_idle_time` of `work`.
+        # True when no job is left in a burst, or no job has come in `max_idle_time`.
         self.is_done = False
-        # Whether a first signal has come, and a second.
+        # True when a signal has come.
         self.stop_requested = False
+        # True when a second one has come.
         self.force_stop_requested = False
         # Set when `work` is over.
         self.has_ended = threading.Event()
-        # When this worker was last active, by `time.time()`. That clock shows a gap when the
-        # machine was asleep. 0 means never, so a worker begins as if after an absence.
+        # When this worker was last active, by `time.time()`. After a sleep of the machine, that
+        # clock shows a gap. 0 means never, so a worker begins as if after an absence.
         self.last_seen = 0.0
         # When each of these is due, by `time.monotonic()`, a clock that nobody sets.
         self.next_heartbeat = 0.0
@@ -194,10 +218,9 @@ class Patient(BaseWorker):
         self.next_maintenance = 0.0
 
     def work(self, burst: bool = False, logging_level=None, **options) -> bool:
-        """Work until stopped. `with_scheduler` is ignored: delayed jobs are queued anyway.
+        """Work until stopped. After an error, end the process with status 1.
 
-        After an error, RQ logs it and returns as if all were well. Here the process ends with
-        status 1.
+        RQ's own method logs the error, and returns as if all were well.
         """
         options["with_scheduler"] = False
         try:
@@ -209,18 +232,16 @@ class Patient(BaseWorker):
         return worked
 
     def has_ended_as_planned(self, max_jobs: int | None) -> bool:
-        """Return whether `work` has ended for another reason than an error.
-
-        RQ's `work` does not tell.
-        """
+        """Return whether `work` has ended for another reason than an error."""
         return self.stop_requested or self.is_done or self.jobs_done == max_jobs
 
-    # RQ's `work` calls these in turn, again and again: `check_for_suspension`,
-    # `run_maintenance_tasks`, `dequeue_job_and_maintain_ttl`, `execute_job` and `heartbeat`.
-    # `StopRequested`, raised in any of them, ends it.
+    # Between two jobs.
 
     def check_for_suspension(self, burst: bool) -> None:
-        """Wait while `rq suspend` is in force. RQ's own wait would not notice a stop."""
+        """Wait while `rq suspend` is in force.
+
+        RQ's own method would not notice a stop meanwhile.
+        """
         while is_suspended(self.connection, self) and not self.stop_requested:
             if burst:
                 self.is_done = True
@@ -229,12 +250,30 @@ class Patient(BaseWorker):
             time.sleep(SUSPENSION_INTERVAL)
 
     @property
+    def dequeue_timeout(self) -> int:
+        """How long RQ waits for a job, in seconds.
+
+        When Redis does not answer for 10 seconds more, RQ tries another connection.
+        """
+        return DEQUEUE_TIMEOUT
+
+    def dequeue_job_and_maintain_ttl(self, timeout, max_idle_time=None):
+        """Wait for a job. If RQ returns None, no job has come, and `work` ends."""
+        result = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+        if result is None:
+            self.is_done = True
+        return result
+
+    @property
     def should_run_maintenance_tasks(self) -> bool:
-        """Always true: RQ calls the next method before it waits for a job."""
+        """Always true, so that RQ calls `run_maintenance_tasks` before each wait for a job."""
         return True
 
     def run_maintenance_tasks(self) -> None:
-        """Do what is due between two jobs, or stop there."""
+        """Stop here, or do what is due between two jobs.
+
+        RQ's own method only looks for abandoned jobs: see `care_for_abandoned_jobs`.
+        """
         if self.stop_requested:
             raise StopRequested
         if time.monotonic() < self.next_look:
@@ -251,36 +290,8 @@ class Patient(BaseWorker):
         super().run_maintenance_tasks()
         self.next_maintenance = time.monotonic() + MAINTENANCE_INTERVAL
 
-    @property
-    def dequeue_timeout(self) -> int:
-        """How long RQ waits for a job, in seconds. It gives up a connection after 10 more."""
-        return DEQUEUE_TIMEOUT
-
-    def dequeue_job_and_maintain_ttl(self, timeout, max_idle_time=None):
-        """Wait for a job. RQ returns None if no job comes, and `work` ends."""
-        result = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
-        if result is None:
-            self.is_done = True
-        return result
-
-    def execute_job(self, job: Job, queue: Queue) -> None:
-        """Run a job, and count it."""
-        super().execute_job(job, queue)
-        self.jobs_done += 1
-
-    def heartbeat(self, timeout=None, pipeline=None) -> None:
-        """Give a sign of life, once a second at most. RQ would send three for each job.
-
-        With a pipeline, RQ counts on an answer to it, so that one is always sent.
-        """
-        self.notice_absence()
-        if pipeline is None and time.monotonic() < self.next_heartbeat:
-            return
-        super().heartbeat(timeout, pipeline)
-        self.next_heartbeat = time.monotonic() + HEARTBEAT_INTERVAL
-
     def notice_absence(self) -> None:
-        """After a gap, put maintenance off.
+        """After a gap, postpone the look for abandoned jobs.
 
         In the gap Redis was away, or the machine was asleep, or its clock was set. The jobs
         of other workers look abandoned then, until these have given a sign of life.
@@ -290,15 +301,34 @@ class Patient(BaseWorker):
             self.next_maintenance = time.monotonic() + REST_AFTER_ABSENCE
         self.last_seen = now
 
+    def heartbeat(self, timeout=None, pipeline=None) -> None:
+        """Give a sign of life, once a second at most. RQ calls this three times for each job.
+
+        With a pipeline, which sends several commands at once, RQ expects an answer to this
+        one. So it is never left out there.
+        """
+        self.notice_absence()
+        if pipeline is None and time.monotonic() < self.next_heartbeat:
+            return
+        super().heartbeat(timeout, pipeline)
+        self.next_heartbeat = time.monotonic() + HEARTBEAT_INTERVAL
+
     def set_state(self, state: str, pipeline=None) -> None:
-        """Write a new state to Redis. RQ would write "idle" again before each wait for a job."""
+        """Write the state to Redis if it has changed. RQ writes "idle" twice after each job."""
         if state != self.get_state():
             super().set_state(state, pipeline)
+
+    # A job.
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """Run a job, and count it."""
+        super().execute_job(job, queue)
+        self.jobs_done += 1
 
     def handle_exception(self, job: Job, *exc_info) -> None:
         """Log the error of a job with its traceback, unless it is a `NotificationError`.
 
-        RQ fails the job after this. Its own method also calls the exception handlers of the
+        RQ fails the job after this. RQ's own method also calls the exception handlers of the
         worker; a `NotificationError` does not reach them.
         """
         error_class, _, _ = exc_info
@@ -306,29 +336,33 @@ class Patient(BaseWorker):
             return
         super().handle_exception(job, *exc_info)
 
-    # A signal may come at any moment. It sets a flag, which the methods above read before the
-    # worker waits for another job. A job in hand is finished first.
+    # A stop. Its signal may come at any moment, and only sets a flag. `run_maintenance_tasks`
+    # reads it, before the worker waits for another job. A job in hand is finished first.
 
     def request_stop(self, signum, frame) -> None:
-        """At a first signal, note that the worker is to stop.
+        """Set the flag. This is the handler for the first signal.
 
-        RQ's own method raises `StopRequested` at once, unless a job runs. A job that Redis
-        has just handed over would be lost.
+        If no job runs, RQ's own method raises `StopRequested` at once. A job that Redis has
+        just handed over would be lost. So the error is dropped here.
         """
         if os.getpid() != self.pid:
-            # This is a work horse, in the moment before it sets handlers of its own.
+            # This is a work horse that RQ has just forked. It has no handlers of its own yet,
+            # and must run its job.
             return
         self.stop_requested = True
         threading.Thread(target=self.enforce_stop, daemon=True).start()
-        # It also sets the handler for a second signal.
+        # It is called because it sets `request_force_stop` as the handler from now on.
         with suppress(StopRequested):
             super().request_stop(signum, frame)
 
-    def request_force_stop(self, signum, frame) -> None:
-        """At a second signal, give up the job in hand.
+    def set_shutdown_requested_date(self) -> None:
+        """Write nothing to Redis, which may be away. RQ calls this in `request_stop`."""
 
-        RQ raises `SystemExit`. It ignores a signal that comes within a second of the first:
-        after a Ctrl-C, the workers of a pool get one from the terminal, and one from the pool.
+    def request_force_stop(self, signum, frame) -> None:
+        """Give up the job in hand. This is the handler for a second signal.
+
+        RQ's own method raises `SystemExit`, unless less than a second has passed: after a
+        Ctrl-C, the workers of a pool get a signal from the terminal, and one from the pool.
         """
         try:
             super().request_force_stop(signum, frame)
@@ -336,34 +370,31 @@ class Patient(BaseWorker):
             self.force_stop_requested = True
             raise
 
-    def set_shutdown_requested_date(self) -> None:
-        """Write nothing. RQ calls this in its signal handler, and Redis may be away."""
-
     def enforce_stop(self) -> None:
-        """End the process if a stop takes too long, because Redis does not answer.
+        """End the process if the stop takes too long, because Redis does not answer.
 
-        This runs in a thread of its own, while the main thread may wait for Redis.
+        This runs in a thread of its own, as the main thread may be waiting for Redis.
         """
-        waited = 0.0
-        while waited < STOP_TIMEOUT:
+        time_left = STOP_TIMEOUT
+        while time_left > 0:
             if self.has_ended.wait(STOP_INTERVAL):
                 return
-            # The time for a job in hand does not count.
+            # A job in hand stops the clock, unless it is given up.
             if self.force_stop_requested or not self.has_job_in_hand():
-                waited += STOP_INTERVAL
+                time_left -= STOP_INTERVAL
         # `sys.exit` would end this thread only.
         os._exit(0)
 
     def has_job_in_hand(self) -> bool:
-        """Return whether a job runs, which a stop must wait for."""
+        """Return whether a job runs. The two workers below know."""
         raise NotImplementedError
 
 
 class PatientWorker(Patient, Worker):
-    """Runs each job in a process of its own, as RQ's `Worker` does."""
+    """Runs each job in a process of its own, as RQ's `Worker` does: the work horse."""
 
     def has_job_in_hand(self) -> bool:
-        """Return whether a work horse runs, which a stop must wait for."""
+        """Return whether a work horse runs."""
         return self.horse_pid != 0
 
 
@@ -376,7 +407,7 @@ class PatientSimpleWorker(Patient, SimpleWorker):
     is_performing = False
 
     def has_job_in_hand(self) -> bool:
-        """Return whether a job runs, which a stop must wait for."""
+        """Return whether a job runs."""
         return self.is_performing
 
     def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
@@ -388,7 +419,7 @@ class PatientSimpleWorker(Patient, SimpleWorker):
             self.is_performing = False
 
     def execute_job(self, job: Job, queue: Queue) -> None:
-        """Take and run a job. Its time is no gap, though there is no sign of life in it."""
+        """Run a job, and count it. No heartbeat comes meanwhile, but this is no absence."""
         super().execute_job(job, queue)
         self.last_seen = time.time()
 

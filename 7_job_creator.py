@@ -30,15 +30,15 @@ JOBS = [
 def queue_jobs(jobs: list[dict], queue: rq.Queue) -> list[rq.job.Job]:
     """Queue all of `jobs` or none, and print in the background what happens to them."""
     prepared = []
-    for job, job_id in zip(jobs, creator_6.new_job_ids(queue.connection, len(jobs))):
-        arguments = (job["phoneNumber"], job["message"])
-        options = {"job_id": job_id, **processor_7.HOOKS}  # RQ calls these at its end
+    for entry, job_id in zip(jobs, creator_6.new_job_ids(queue.connection, len(jobs))):
+        arguments = (entry["phoneNumber"], entry["message"])
+        options = {"job_id": job_id, **processor_7.HOOKS}  # called when the job ends
         data = queue.prepare_data(processor_7.send_notification, arguments, **options)
         prepared.append(data)
     queued = queue.enqueue_many(prepared)  # in one transaction
     for job in queued:
         print(f"Notification job created: {job.id}", flush=True)
-    return follow(queued, queue, print_event)
+    return follow(queued, queue, print_event)  # returns the jobs
 
 
 def print_event(job: rq.job.Job, event: str, detail: object) -> None:
@@ -57,28 +57,22 @@ def main() -> None:
     wait_for_jobs()
 
 
-# The exercise ends here. What follows calls the handlers of jobs, in the background.
+# The exercise ends here. The rest is for a second reading: a thread in the background, which
+# reads the events that 7_job_processor.py writes, and calls the handlers.
 
 logger = redis_client.logger
 JobEvent = processor_7.JobEvent
 
 # A function that is called with a job, the name of an event, and its detail.
 Handler = Callable[[rq.job.Job, str, object], None]
-# The jobs that are followed, by their ids. `follow` may be called more than once for a job.
+# Jobs and their handlers, by the ids of the jobs: {"12": [(job, print_event)]}.
 Followed = dict[str, list[tuple[rq.job.Job, Handler]]]
 
-# How often RQ is asked, in seconds, which jobs have ended, in case an event is missing.
-CHECK_INTERVAL = 1
-# How many events are read at once.
-ENTRIES_AT_ONCE = 1000
-
+# The threads that follow jobs, one for each queue.
 followers: list["Follower"] = []
-# Held while `followers` or the `newcomers` of a follower are changed. Without it, a follower
-# could end just when it is given more jobs. Its other attributes belong to its own thread.
+# Held to change `followers`, or the `new_jobs` of one of them: while `follow` gives a follower
+# new jobs, that must not end.
 followers_lock = threading.Lock()
-# Held while a handler is called, so that handlers run one at a time, as in JavaScript. A
-# handler may fork, which takes this lock again: an RLock allows that to the same thread.
-handler_lock = threading.RLock()
 
 
 def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
@@ -91,7 +85,7 @@ def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
     """
     with followers_lock:
         follower = follower_of(queue)
-        follower.newcomers += [(job, handler) for job in jobs]
+        follower.new_jobs += [(job, handler) for job in jobs]
     return jobs
 
 
@@ -112,7 +106,7 @@ def wait_for_jobs() -> None:
 def follower_of(queue: rq.Queue) -> "Follower":
     """Return the follower of a queue. Start one if there is none."""
     for follower in followers:
-        # Queues of two servers are equal to RQ if their names are.
+        # To RQ, queues with the same name are equal, even those of two servers.
         if follower.queue == queue and follower.connection is queue.connection:
             return follower
     follower = Follower(queue)
@@ -121,91 +115,75 @@ def follower_of(queue: rq.Queue) -> "Follower":
     return follower
 
 
-# A program that follows jobs may also fork: RQ's `Worker` does, and process pools do. A fork
-# copies the locks, but only the thread that forks. A lock that another thread holds at that
-# moment, such as that of the output, would be locked in the child for ever. So a fork waits
-# until no other thread holds one.
+# How often RQ is asked, in seconds, which jobs have ended, in case an event is missing.
+CHECK_INTERVAL = 1
+# How many events are read at once.
+ENTRIES_AT_ONCE = 1000
 
-
-def before_fork() -> None:
-    """Wait until no handler runs, and nobody changes the followers."""
-    handler_lock.acquire()
-    followers_lock.acquire()
-
-
-def after_fork() -> None:
-    """Let the followers go on."""
-    followers_lock.release()
-    handler_lock.release()
-
-
-def after_fork_in_child() -> None:
-    """Forget the followers: their threads are in the parent."""
-    followers.clear()
-    after_fork()
-
-
-os.register_at_fork(
-    before=before_fork,
-    after_in_parent=after_fork,
-    after_in_child=after_fork_in_child,
-)
+# Held while a handler is called: one at a time, as in JavaScript.
+handler_lock = threading.RLock()
 
 
 class Follower(threading.Thread):
     """Reads the stream of a queue, and calls the handlers of the jobs that it follows.
 
-    Each queue has one, while there are jobs to follow. It ends when the script ends, as a
-    daemon thread does, but never in the middle of a handler. So a script that wants to hear
-    of all ends must call `wait_for_jobs`.
+    It ends when there is no job left to follow, or when the script ends. A script that wants
+    to hear of all ends calls `wait_for_jobs`.
     """
 
+    # One flag for all followers: `wait_for_jobs` reads it when they have ended.
     has_failed = False
 
     def __init__(self, queue: rq.Queue):
-        # Python stops a daemon thread wherever it is, even in the middle of a line.
+        # Not a daemon. Python would stop that at the end of the script, even in the middle of
+        # a line. Instead, `run` looks whether the script still runs.
         super().__init__(daemon=False)
         self.queue = queue
         self.connection = queue.connection
         self.stream = processor_7.stream_of(queue.name)
         # The id of the last entry that was read.
         self.position: str | bytes | None = None
-        # Jobs that `follow` was called with, and that are not yet followed.
-        self.newcomers: list[tuple[rq.job.Job, Handler]] = []
+        # What `follow` was called with, until this thread has seen it.
+        self.new_jobs: list[tuple[rq.job.Job, Handler]] = []
         self.followed: Followed = {}
         self.next_check = time.monotonic() + CHECK_INTERVAL
         self.last_refusal = ""
 
     def run(self) -> None:
-        """Follow jobs until all have ended, or the script has. The thread runs this."""
+        """Follow jobs. `start` calls this in the new thread."""
         try:
             while is_script_running():
                 if self.leave_if_done():
                     return
                 self.take_turn()
         finally:
-            with followers_lock:
-                # It is still there if the script has ended before the jobs, or if a handler
-                # has called `sys.exit()`.
-                if self in followers:
-                    followers.remove(self)
-                    Follower.has_failed = True
+            self.leave_early()
 
     def leave_if_done(self) -> bool:
         """Leave `followers` and return True if there is no job to follow."""
         with followers_lock:
-            if self.newcomers or self.followed:
+            if self.new_jobs or self.followed:
                 return False
             followers.remove(self)
             return True
 
+    def leave_early(self) -> None:
+        """Leave `followers` if this has not been done, as there are still jobs to follow.
+
+        The script has ended, or a handler has called `sys.exit()`.
+        """
+        with followers_lock:
+            if self in followers:
+                followers.remove(self)
+                Follower.has_failed = True
+
     def take_turn(self) -> None:
         """Wait for events, and handle them."""
         try:
-            self.admit_newcomers()
+            self.add_new_jobs()
             if time.monotonic() > self.next_check:
                 self.handle_lost_ends()
-            # Not for long: when the script ends, Python waits for the end of this turn.
+            # This does not wait for long. When the script ends, Python waits for this thread.
             entries = self.read(wait=CHECK_INTERVAL / 2)
             self.handle_entries(entries, self.followed)
         except redis_client.REFUSED as error:
@@ -219,36 +197,42 @@ class Follower(threading.Thread):
             logger.exception("Unforeseen error while following %s", self.queue)
             time.sleep(1)
 
-    def admit_newcomers(self) -> None:
-        """Begin to follow the newcomers; handle the events that were read before they came."""
-        newcomers = self.newcomers.copy()
-        if not newcomers:
+    def add_new_jobs(self) -> None:
+        """Begin to follow the new jobs.
+
+        If this thread has read the stream already, their first events may have been there. It
+        reads that part again, for the new jobs only.
+        """
+        new_jobs = self.new_jobs.copy()
+        if not new_jobs:
             return
-        admitted: Followed = {}
-        for job, handler in newcomers:
-            admitted.setdefault(job.id, []).append((job, handler))
-        start = self.position_before(newcomers)
+        added: Followed = {}
+        for job, handler in new_jobs:
+            added.setdefault(job.id, []).append((job, handler))
+        start = self.position_before(new_jobs)
         if self.position is None:
+            # Nothing has been read yet.
             self.position = start
         else:
-            self.handle_entries(self.reread(start), admitted)
-        for job_id, handlers in admitted.items():
+            # This removes the jobs that have ended from `added`.
+            self.handle_entries(self.reread(start), added)
+        for job_id, handlers in added.items():
             self.followed.setdefault(job_id, []).extend(handlers)
         with followers_lock:
             # More may have come meanwhile.
-            del self.newcomers[: len(newcomers)]
+            del self.new_jobs[: len(new_jobs)]
 
-    def position_before(self, newcomers: list[tuple[rq.job.Job, Handler]]) -> str:
+    def position_before(self, new_jobs: list[tuple[rq.job.Job, Handler]]) -> str:
         """Return a position in the stream from before the jobs were created.
 
-        A position is a time in milliseconds, by the clock of Redis. That may differ from the
-        clock of this machine, so the age of the jobs is subtracted from the time of Redis.
-        (For a job from another machine, whose clock is wrong, the first events may be missed.)
+        A position is a time in milliseconds, by the clock of Redis. The clock of this machine
+        may differ, so it is only used for the age of the jobs. (If another machine, with a
+        wrong clock, has created them, their first events may be missed.)
         """
-        created_at = min(job.created_at.timestamp() for job, _ in newcomers)
+        created_at = min(job.created_at.timestamp() for job, _ in new_jobs)
         age = time.time() - created_at
         now, _ = self.connection.time()
-        # Both are whole seconds now. Two seconds more make up for what was cut off.
+        # `now` and `int(age)` are whole seconds. Subtract two more for what was cut off.
         return str(1000 * max(0, now - int(age) - 2))
 
     def reread(self, start: str) -> list[tuple[bytes, dict]]:
@@ -260,24 +244,27 @@ class Follower(threading.Thread):
             return []
 
     def read(self, wait: float = 0) -> list[tuple[bytes, dict]]:
-        """Return the next entries of the stream. Wait for some, up to `wait` seconds."""
+        """Return the next entries of the stream. Wait for some, up to `wait` seconds.
+
+        If Redis refuses to read it, there are none. RQ still knows which jobs have ended.
+        """
         block = None
         if wait > 0:
             block = int(1000 * wait)
         try:
-            found = self.connection.xread(
-                {self.stream: self.position}, ENTRIES_AT_ONCE, block
+            answer = self.connection.xread(
+                {self.stream: self.position}, count=ENTRIES_AT_ONCE, block=block
             )
         except redis_client.REFUSED as error:
-            # Go on. RQ still knows which jobs have ended.
             self.report_refusal(error)
             time.sleep(wait)
             return []
-        if not found:
+        if not answer:
             return []
-        # For each stream, its name and its entries. There is only one.
-        _, entries = found[0]
-        self.position = entries[-1][0]
+        # Like [(stream, [(id, fields), (id, fields)])].
+        _, entries = answer[0]
+        last_id, _ = entries[-1]
+        self.position = last_id
         return entries
 
     def report_refusal(self, error: Exception) -> None:
@@ -301,7 +288,7 @@ class Follower(threading.Thread):
             self.handle_event(event, followed)
 
     def handle_event(self, event: JobEvent, followed: Followed) -> None:
-        """Call the handlers of a job. After its end, it is followed no more."""
+        """Call the handlers of a job. After its end, remove it from `followed`."""
         if event.job_id not in followed:
             return
         handlers = followed[event.job_id]
@@ -323,7 +310,7 @@ class Follower(threading.Thread):
         """
         begin = time.monotonic()
         ends = self.ask_rq()
-        # For thousands of jobs this takes long. Spend a tenth of the time on it at most.
+        # To ask for thousands of jobs takes a while. So wait ten times as long until the next.
         pause = max(CHECK_INTERVAL, 10 * (time.monotonic() - begin))
         self.next_check = time.monotonic() + pause
         entries = self.read()
@@ -334,7 +321,7 @@ class Follower(threading.Thread):
             self.handle_event(event, self.followed)
 
     def ask_rq(self) -> list[JobEvent]:
-        """Ask RQ for the followed jobs; return an event for each that has ended."""
+        """Ask RQ for the followed jobs. Return an event for each that has ended."""
         jobs = []
         for handlers in self.followed.values():
             job, _ = handlers[0]
@@ -393,6 +380,37 @@ def error_of(job: rq.job.Job) -> str:
     if " " in name or not message:
         return last_line
     return message
+
+
+# A program that follows jobs may also fork: it may start a process pool, or a worker of RQ. In
+# the child, only the thread that forks goes on. Whatever another thread has locked, such as
+# the output while it prints, stays locked there for ever. So a fork waits until no handler is
+# called, and nobody changes `followers`.
+
+
+def before_fork() -> None:
+    """Take both locks. `handler_lock` is an `RLock`, so that a handler can fork itself."""
+    handler_lock.acquire()
+    followers_lock.acquire()
+
+
+def after_fork() -> None:
+    """Release both locks, in the parent."""
+    followers_lock.release()
+    handler_lock.release()
+
+
+def after_fork_in_child() -> None:
+    """Forget the followers, whose threads are in the parent, and release both locks."""
+    followers.clear()
+    after_fork()
+
+
+os.register_at_fork(
+    before=before_fork,
+    after_in_parent=after_fork,
+    after_in_child=after_fork_in_child,
+)
 
 
 if __name__ == "__main__":

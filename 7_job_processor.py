@@ -28,7 +28,7 @@ def send_notification(phone_number: str, message: str) -> None:
 
     Raises NotificationError, which fails the job, for a number on the blacklist.
     """
-    report_progress(0, 100)  # of the job that is running
+    report_progress(0, 100)  # of this job: RQ knows which one it runs
     if phone_number in BLACKLIST:
         error = f"Phone number {phone_number} is blacklisted"
         raise processor_6.NotificationError(error)
@@ -43,8 +43,8 @@ def main() -> None:
     NotificationPool([QUEUE], connection=client, num_workers=2).start()
 
 
-# The exercise ends here. RQ has no job events: what follows writes them to a stream in Redis.
-# And it starts the two workers.
+# The exercise ends here. The rest is for a second reading: job events, which RQ does not have,
+# and a pool of two workers. 7_job_creator.py reads the events.
 
 
 # When there are more entries in the stream of a queue, the oldest go. An entry contains what a
@@ -85,7 +85,7 @@ class JobEvent(NamedTuple):
     detail: object
 
     def write(self, connection: redis.Redis, queue_name: str) -> None:
-        """Append the event to the stream of a queue."""
+        """Append the event to the stream of a queue, as an entry with three fields."""
         fields = {
             "job": self.job_id,
             "event": self.name,
@@ -112,6 +112,7 @@ def report_progress(completed: float, total: float) -> None:
     percent = 0
     if total != 0:
         percent = min(100, int(100 * completed / total))
+    # RQ calls the name of a job's queue its origin.
     JobEvent(job.id, "progress", percent).write(job.connection, job.origin)
 
 
@@ -138,6 +139,7 @@ HOOKS = {
 }
 
 
+# The signals of Ctrl-C and `kill`.
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
@@ -148,29 +150,33 @@ class NotificationPool(WorkerPool):
     """
 
     def start_workers(self, **options) -> None:
-        """Start all workers. RQ sets its signal handlers later, but a stop may come now."""
+        """Start all workers.
+
+        RQ sets its signal handlers only after that. Set them now, as a stop may come meanwhile.
+        """
         for signum in STOP_SIGNALS:
             signal.signal(signum, self.request_stop)
         super().start_workers(**options)
 
     def start_worker(self, *args, **options) -> None:
-        """Start a worker, and hold signals back meanwhile.
+        """Start a worker, unless the pool is to stop.
 
-        Just after the fork, the child still has the signal handlers of the pool, and would
-        stop the other workers. So signals are blocked, in the child until `work` has set
-        other handlers.
+        Signals are blocked meanwhile: they come when this is done. Just after the fork, the
+        child still has the signal handlers of the pool, and would stop the other workers.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             if self.status != self.Status.STOPPED:
                 super().start_worker(*args, **options)
         finally:
+            # The child never comes here. It does this in `work`.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def get_worker_process(self, name: str, **options) -> BaseProcess:
         """Return a process, not yet started, for the worker `name`."""
         queue_names = [queue.name for queue in self.queues]
-        # The process will call `run(work, name, …)`: it begins as every script does.
+        # The process will call `run(work, name, …)`: it begins as every script does. Like RQ's
+        # own, it is a fork.
         arguments = (work, name, queue_names, options["burst"])
         return get_context("fork").Process(target=redis_client.run, args=arguments)
 
@@ -192,8 +198,8 @@ def work(name: str, queue_names: list[str], burst: bool) -> None:
     for signum in STOP_SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    # A job names its function by module, so RQ imports this file, which is already running
-    # under the name `__main__`, a second time. Do it here, not in each work horse.
+    # So that not every work horse has to import it. This file is running as the module
+    # `__main__`, but jobs name their function by the module `7_job_processor`.
     importlib.import_module("7_job_processor")
     client = redis_client.create_client()
     processor_6.PatientWorker(queue_names, name=name, connection=client).work(burst)

@@ -25,7 +25,7 @@ list_products = [
 
 def get_item_by_id(item_id: int | str) -> dict | None:
     """Return the product with this id, None if there is none. Twin of `getItemById`."""
-    items = {str(item["itemId"]): item for item in list_products}
+    items = {str(item["itemId"]): item for item in list_products}  # a path is text
     return items.get(str(item_id))
 
 
@@ -92,9 +92,18 @@ def main() -> None:
         server.serve_forever()
 
 
-# The exercise ends here. For it, an `app` of five lines and `make_server` of wsgiref would
-# do. What follows also answers after every error, keeps connections open between requests,
-# copes with clients that leave, stall or send much, and finishes its answers when stopped.
+# The exercise ends here. This would do for it:
+#
+#     def app(environ, start_response):
+#         status, body = respond(environ["PATH_INFO"])
+#         start_response(status, [("Content-Type", "application/json; charset=utf-8")])
+#         return [json.dumps(body).encode()]
+#
+#     wsgiref.simple_server.make_server("localhost", 1245, app).serve_forever()
+#
+# The rest is for a second reading. It also answers after an error, keeps connections open
+# between requests, copes with clients that leave, stall or send much, and finishes its answers
+# when it is stopped.
 
 logger = redis_client.logger
 
@@ -157,7 +166,10 @@ def open_server(port: str) -> "Server":
 
 
 class Server(ThreadingMixIn, WSGIServer):
-    """The standard library's WSGI server, with a thread for each connection."""
+    """The standard library's WSGI server, with a thread for each connection.
+
+    In `socketserver`, on which it is built, the socket of a connection is called `request`.
+    """
 
     # How many new connections may wait to be accepted. If there are more at once, their
     # clients try again after a second.
@@ -169,20 +181,26 @@ class Server(ThreadingMixIn, WSGIServer):
         super().__init__(*args)
 
     def request_stop(self, signum, frame) -> None:
-        """Let `serve_forever` return. `shutdown` waits for that, so not in this thread."""
+        """Let `serve_forever` return. This is the handler for Ctrl-C and SIGTERM.
+
+        `shutdown` waits until `serve_forever` has returned. In this thread, which runs that,
+        it would wait for ever.
+        """
         Thread(target=self.shutdown).start()
 
-    # `socketserver` calls the first two of these for each connection. A socket is named
-    # `request` there. It calls the third when it leaves the `with` block of `main`.
-
     def process_request(self, request: socket.socket, client_address) -> None:
-        """Start a thread that handles a new connection."""
+        """Start a thread for a new connection. `serve_forever` calls this."""
         self.connections.add(request)
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: socket.socket) -> None:
-        """Close a connection, after the client has had time to read the answer."""
+        """Close a connection. The thread calls this at its end.
+
+        A connection that is closed with unread data is reset, and the client may lose the
+        answer. So what the client still sends is read first.
+        """
         try:
+            # Tell the client that no more will be sent.
             request.shutdown(socket.SHUT_WR)
             read_the_rest(request)
         except OSError:
@@ -192,9 +210,12 @@ class Server(ThreadingMixIn, WSGIServer):
         self.close_request(request)
 
     def server_close(self) -> None:
-        """Stop listening and reading. `ThreadingMixIn` then waits for its threads to end."""
+        """Stop listening, and end all connections. The `with` block of `main` calls this.
+
+        `ThreadingMixIn` waits for its threads: they finish their answers.
+        """
         self.is_stopping = True
-        # For threads that wait for a request, this is the end of their connection.
+        # A thread that waits for a request now reads the end of its connection.
         for connection in self.connections.copy():
             try:
                 connection.shutdown(socket.SHUT_RD)
@@ -205,10 +226,7 @@ class Server(ThreadingMixIn, WSGIServer):
 
 
 def read_the_rest(connection: socket.socket) -> None:
-    """Read what a client still sends, for CLOSE_TIMEOUT seconds at most.
-
-    Closing a connection with unread data resets it, and the client may lose the answer.
-    """
+    """Read what a client still sends, for CLOSE_TIMEOUT seconds at most."""
     end = time.monotonic() + CLOSE_TIMEOUT
     while time.monotonic() < end:
         connection.settimeout(end - time.monotonic())
@@ -220,20 +238,23 @@ def read_the_rest(connection: socket.socket) -> None:
 class RequestHandler(WSGIRequestHandler):
     """Answers the requests of a connection, one after the other.
 
-    `http.server` calls `setup` and `handle`. Everything else is called by `handle`.
+    Its thread calls `setup`, then `handle`. `handle` calls the rest.
     """
 
+    # Keep connections open.
     protocol_version = "HTTP/1.1"
-    # With the default, HTTP/0.9, a request without a version is answered without a status.
+    # For a request without a version. To the default, 0.9, belongs an answer without a status.
     default_request_version = "HTTP/1.0"
+    # For the socket, in seconds.
     timeout = IDLE_TIMEOUT
-    # `rfile`, from which requests are read, has no buffer: that of `WholeLines` is enough.
+    # No buffer for `rfile`, from which requests are read: `WholeLines` has its own.
     rbufsize = 0
+    # The answer to a malformed request. It gets an explanation by `%`.
     error_content_type = JSON
     error_message_format = '{"status":"%(explain)s"}'
 
     def setup(self) -> None:
-        """Read lines by `WholeLines`, so that half a request is an error."""
+        """Let `rfile` return whole lines only, so that half a request is an error."""
         super().setup()
         self.rfile = WholeLines(self.rfile)
 
@@ -262,7 +283,6 @@ class RequestHandler(WSGIRequestHandler):
         handler = AnswerHandler(
             self.rfile, content, self.get_stderr(), self.get_environ()
         )
-        # `AnswerHandler` asks it whether this answer is the last.
         handler.request_handler = self
         handler.run(self.server.get_app())
         self.send(content.getvalue())
@@ -274,7 +294,7 @@ class RequestHandler(WSGIRequestHandler):
         self.connection.settimeout(IDLE_TIMEOUT)
 
     def handle_expect_100(self) -> bool:
-        """Don't ask for the body, for which a client waits with `Expect: 100-continue`."""
+        """Go on without asking the client for the body that it holds back."""
         return True
 
     def refuse_long_line(self) -> None:
@@ -296,7 +316,7 @@ class RequestHandler(WSGIRequestHandler):
         return True
 
     def wants_close(self) -> bool:
-        """Return whether one of the words in the `Connection` header is `close`."""
+        """Return whether there is a `Connection: close`, as in `Connection: TE, close`."""
         words = ",".join(self.headers.get_all("Connection", [])).lower().split(",")
         return "close" in [word.strip() for word in words]
 
@@ -304,10 +324,11 @@ class RequestHandler(WSGIRequestHandler):
         """Return whether a body may follow. It must not be read as the next request."""
         if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
             return True
-        # There is a line that Python could not parse. It may be one of these two headers.
+        # A line that Python could not parse, such as "Content-Length : 9". What follows it is
+        # the payload, as in a mail.
         if self.headers.defects or self.headers.get_payload():
             return True
-        # A header has a second line, which others may read as one of these two.
+        # A header of two lines. The second one may be "Content-Length: 9" after a space.
         return "\n" in "".join(self.headers.values())
 
     def log_message(self, *args) -> None:
@@ -315,14 +336,17 @@ class RequestHandler(WSGIRequestHandler):
 
 
 class AnswerHandler(ServerHandler):
-    """Calls `app` for one request. Adds `Connection: close` to the last answer."""
+    """Calls `app` for one request. Adds `Connection: close` to the last answer.
+
+    `request_handler` is the `RequestHandler` of the connection.
+    """
 
     http_version = "1.1"
     # Send no `Server` header.
     server_software = None
 
     def start_response(self, *args) -> Callable:
-        """Begin an answer. `app` calls this."""
+        """Begin an answer: `app` calls this."""
         write = super().start_response(*args)
         if self.request_handler.close_connection:
             self.headers["Connection"] = "close"
@@ -341,7 +365,9 @@ class WholeLines(io.BufferedReader):
         Raises ConnectionError if the client has left before the end of the line.
         """
         line = super().readline(size)
-        if not line.endswith(b"\n") and len(line) != size:
+        is_whole = line.endswith(b"\n")
+        is_longer = len(line) == size
+        if not is_whole and not is_longer:
             raise ConnectionError("The client has left in the middle of a request")
         return line
 

@@ -26,20 +26,21 @@ def queue(monkeypatch) -> Iterator[Queue]:
     # Twin of `queue.testMode.enter()`.
     connection = fakeredis.FakeRedis()
     queue = Queue("push_notification_code_3", connection=connection)
-    # After a test, the follower of its jobs soon sees that they are gone.
+    # Seconds, for the end below: so often it is asked whether the jobs are gone.
     monkeypatch.setattr(creator_7, "CHECK_INTERVAL", 0.01)
+    # Whatever has failed in one test does not fail the next one.
     monkeypatch.setattr(creator_7.Follower, "has_failed", False)
     yield queue
     # Twin of `queue.testMode.clear()`.
     connection.flushall()
-    wait_for_jobs()
+    wait_for_followers()
     # Twin of `queue.testMode.exit()`: nothing is left behind.
     assert creator_7.followers == []
     assert not creator_7.Follower.has_failed
 
 
-def wait_for_jobs() -> None:
-    """Wait until no job is followed, for 10 s at most."""
+def wait_for_followers() -> None:
+    """Wait until all that happens to the jobs is printed, for 10 s at most."""
     for follower in creator_7.followers.copy():
         follower.join(timeout=10)
         assert not follower.is_alive()
@@ -51,13 +52,13 @@ def process(queue: Queue) -> None:
     `SimpleWorker` runs them in this process. `Worker` would run them in a fork, on a copy
     of fakeredis.
     """
+    # The worker sets signal handlers of its own. Later, pytest gets its own back.
     on_ctrl_c = signal.getsignal(signal.SIGINT)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     SimpleWorker([queue], connection=queue.connection).work(burst=True)
-    # The worker has set handlers of its own. Give pytest its handlers back.
     signal.signal(signal.SIGINT, on_ctrl_c)
     signal.signal(signal.SIGTERM, on_sigterm)
-    wait_for_jobs()
+    wait_for_followers()
 
 
 @pytest.mark.parametrize("jobs", ["abc", {}, None, 1, {"phoneNumber": "1"}])
@@ -95,9 +96,8 @@ def test_each_entry_becomes_a_job_of_the_queue(queue):
     # Twin of `queue.testMode.jobs`.
     assert queue.jobs == jobs
     assert [job.origin for job in queue.jobs] == ["push_notification_code_3"] * 2
-    assert {job.func_name for job in queue.jobs} == {
-        "7_job_processor.send_notification"
-    }
+    function = "7_job_processor.send_notification"
+    assert [job.func_name for job in queue.jobs] == [function] * 2
     assert queue.jobs[0].args == ("4153518780", "This is the code 1234")
     assert queue.jobs[1].args == ("4153518743", "This is the code 4321")
 
