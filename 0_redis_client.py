@@ -100,7 +100,6 @@ ALLOWED_OPTIONS = {
     "socket_keepalive",
     "health_check_interval",
     "max_connections",
-    "retry_on_timeout",
     "ssl_cert_reqs",
     "ssl_check_hostname",
     "ssl_ca_certs",
@@ -129,11 +128,11 @@ def is_well_formed(url: str) -> bool:
     """Return whether a client can be made from `url`."""
     # Each of these lines raises an error for a URL that would fail now or later.
     try:
+        # Text that can't be sent to Redis, as it is not UTF-8.
+        url.encode()
         options = redis.connection.parse_url(url)
         # This makes an object, but does not connect.
         redis.ConnectionPool.from_url(url, **DEFAULTS).make_connection()
-        # Text that can't be sent to Redis, as it is not UTF-8.
-        url.encode()
         # A host that can't be looked up, such as "a..b". (IDNA is how names of hosts are sent.)
         options.get("host", "").encode("idna")
     except (ValueError, TypeError, redis.RedisError):
@@ -154,7 +153,7 @@ def has_clear_address(url: str) -> bool:
     # redis-py takes port 0 for 6379, and a path that is no number for database 0.
     if parts.port == 0:
         return False
-    return re.fullmatch("(/[0-9]*)?", parts.path) is not None
+    return re.fullmatch("(/[0-9]{0,7})?", parts.path) is not None
 
 
 def has_allowed_options(options: dict) -> bool:
@@ -204,8 +203,8 @@ def prepare_process() -> None:
 
 def run(main: Callable, *arguments) -> None:
     """Call `main` as a script. Without Redis, print one line, and end with status 1."""
-    # Not if the output has been replaced: by `prepare_process` itself, before this process was
-    # forked, or by IDLE or Jupyter, which handle Ctrl-C themselves.
+    # Once for each process: `prepare_process` replaces the output. Not in IDLE and Jupyter,
+    # which have replaced it, and which handle Ctrl-C themselves.
     if sys.stdout is sys.__stdout__:
         prepare_process()
     # Log warnings and errors. Setting a level would not do, as RQ sets those of its loggers.

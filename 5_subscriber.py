@@ -29,7 +29,7 @@ def receive_messages() -> None:
 
 def main() -> None:
     """Receive messages; keep trying while Redis is away. Twin of the `error` event."""
-    wait = 1  # seconds, later up to 4
+    wait = 1  # seconds; grows to 4, and stays there
     while True:
         try:
             receive_messages()

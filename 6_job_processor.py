@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 
 import redis
 from redis.backoff import NoBackoff
@@ -18,6 +19,8 @@ from rq.executions import Execution
 from rq.job import Job
 from rq.scheduler import RQScheduler
 from rq.suspension import is_suspended
+from rq.timeouts import HorseMonitorTimeoutException
+from rq.utils import now
 from rq.worker import BaseWorker, WorkerStatus
 
 redis_client = importlib.import_module("0_redis_client")
@@ -63,7 +66,8 @@ class PatientRetry(Retry):
     """Sends a command again and again while Redis is away or full."""
 
     def __init__(self):
-        # In redis-py, -1 retries stand for no limit.
+        # `call_with_retry` below makes no use of these, but redis-py reads them. For it, -1
+        # retries stand for no limit.
         super().__init__(NoBackoff(), retries=-1, supported_errors=AWAY_OR_FULL)
 
     def call_with_retry(
@@ -115,13 +119,13 @@ class DueJobs(RQScheduler):
             logging_level=logging.WARNING,
             serializer=serializer,
         )
-        # From the settings of `connection`, RQ has made another client. This one sends a
-        # command only once. If the answer to a transaction is lost, and the transaction is
-        # sent again, its jobs are queued twice.
-        self.connection.set_retry(Retry(NoBackoff(), retries=0))
-        # The settings for the connection of that client, which it has not made yet.
+        # `self.connection` is another client, which RQ makes with the settings of `connection`.
+        # It has not connected yet, so its settings can be changed.
         settings = self.connection.get_connection_kwargs()
         settings["socket_timeout"] = LOOK_TIMEOUT
+        # It sends each command only once. If the answer to a transaction was lost, and the
+        # transaction was sent again, its jobs would be queued twice.
+        settings["retry"] = Retry(NoBackoff(), retries=0)
 
     def enqueue(self) -> None:
         """Queue the jobs that are due, except in queues that another worker has locked.
@@ -203,10 +207,10 @@ class Patient(BaseWorker):
         self.jobs_done = 0
         # True when no job is left in a burst, or no job has come in `max_idle_time`.
         self.is_done = False
-        # True when a signal has come.
-        self.stop_requested = False
-        # True when a second one has come.
-        self.force_stop_requested = False
+        # True after a first signal: the worker ends when it has no job in hand.
+        self.is_stopping = False
+        # True after a second one: it ends in any case.
+        self.has_given_up = False
         # Set when `work` is over.
         self.has_ended = threading.Event()
         # When this worker was last active, by `time.time()`. After a sleep of the machine, that
@@ -223,6 +227,10 @@ class Patient(BaseWorker):
         RQ's own method logs the error, and returns as if all were well.
         """
         options["with_scheduler"] = False
+        # It may be called more than once.
+        self.jobs_done = 0
+        self.is_done = False
+        self.has_ended.clear()
         try:
             worked = super().work(burst, logging_level, **options)
         finally:
@@ -233,16 +241,19 @@ class Patient(BaseWorker):
 
     def has_ended_as_planned(self, max_jobs: int | None) -> bool:
         """Return whether `work` has ended for another reason than an error."""
-        return self.stop_requested or self.is_done or self.jobs_done == max_jobs
+        if max_jobs is not None and self.jobs_done >= max_jobs:
+            return True
+        return self.is_stopping or self.is_done
 
     # Between two jobs.
 
     def check_for_suspension(self, burst: bool) -> None:
         """Wait while `rq suspend` is in force.
 
-        RQ's own method would not notice a stop meanwhile.
+        RQ's own method would not notice a stop meanwhile. It also sets the state back after
+        that, which the wait for a job does anyway.
         """
-        while is_suspended(self.connection, self) and not self.stop_requested:
+        while is_suspended(self.connection, self) and not self.is_stopping:
             if burst:
                 self.is_done = True
                 raise StopRequested
@@ -274,7 +285,7 @@ class Patient(BaseWorker):
 
         RQ's own method only looks for abandoned jobs: see `care_for_abandoned_jobs`.
         """
-        if self.stop_requested:
+        if self.is_stopping:
             raise StopRequested
         if time.monotonic() < self.next_look:
             return
@@ -296,10 +307,10 @@ class Patient(BaseWorker):
         In the gap Redis was away, or the machine was asleep, or its clock was set. The jobs
         of other workers look abandoned then, until these have given a sign of life.
         """
-        now = time.time()
-        if now - self.last_seen > ABSENCE:
+        gap = time.time() - self.last_seen
+        if gap > ABSENCE:
             self.next_maintenance = time.monotonic() + REST_AFTER_ABSENCE
-        self.last_seen = now
+        self.last_seen = time.time()
 
     def heartbeat(self, timeout=None, pipeline=None) -> None:
         """Give a sign of life, once a second at most. RQ calls this three times for each job.
@@ -349,7 +360,7 @@ class Patient(BaseWorker):
             # This is a work horse that RQ has just forked. It has no handlers of its own yet,
             # and must run its job.
             return
-        self.stop_requested = True
+        self.is_stopping = True
         threading.Thread(target=self.enforce_stop, daemon=True).start()
         # It is called because it sets `request_force_stop` as the handler from now on.
         with suppress(StopRequested):
@@ -367,7 +378,7 @@ class Patient(BaseWorker):
         try:
             super().request_force_stop(signum, frame)
         except SystemExit:
-            self.force_stop_requested = True
+            self.has_given_up = True
             raise
 
     def enforce_stop(self) -> None:
@@ -380,7 +391,7 @@ class Patient(BaseWorker):
             if self.has_ended.wait(STOP_INTERVAL):
                 return
             # A job in hand stops the clock, unless it is given up.
-            if self.force_stop_requested or not self.has_job_in_hand():
+            if self.has_given_up or not self.has_job_in_hand():
                 time_left -= STOP_INTERVAL
         # `sys.exit` would end this thread only.
         os._exit(0)
@@ -393,9 +404,35 @@ class Patient(BaseWorker):
 class PatientWorker(Patient, Worker):
     """Runs each job in a process of its own, as RQ's `Worker` does: the work horse."""
 
+    # The job in hand, and for how many intervals the worker has waited for it.
+    monitored_job: Job | None = None
+    intervals = 0
+
     def has_job_in_hand(self) -> bool:
         """Return whether a work horse runs."""
         return self.horse_pid != 0
+
+    def monitor_work_horse(self, job: Job, queue: Queue, execution: Execution) -> None:
+        """Wait until the work horse ends. Meanwhile, renew the lease of its job."""
+        self.monitored_job = job
+        self.intervals = 0
+        super().monitor_work_horse(job, queue, execution)
+
+    def wait_for_horse(self):
+        """Wait until the work horse ends, or for JOB_MONITORING_INTERVAL seconds.
+
+        When RQ has waited for a minute longer than the job may take, it kills the horse. For
+        that, it asks the clock when the job has started. But while the machine is asleep, or
+        while this worker waits for Redis, the horse does not work. So count the intervals,
+        and correct the start of the job.
+        """
+        try:
+            return super().wait_for_horse()
+        except HorseMonitorTimeoutException:
+            self.intervals += 1
+            worked = timedelta(seconds=self.intervals * JOB_MONITORING_INTERVAL)
+            self.monitored_job.started_at = now() - worked
+            raise
 
 
 class PatientSimpleWorker(Patient, SimpleWorker):

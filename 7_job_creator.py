@@ -80,8 +80,9 @@ def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
 
     Twin of `job.on(…)`. Returns the jobs, as `job.on` returns the job. The handler is
     called with a job, the name of an event and its detail: "progress" (percent), "complete"
-    (what the job returned), "failed attempt" or "failed" (the error). It gets all events
-    since the job was created. Queue the jobs with `HOOKS`, or their ends come later.
+    (what the job returned, through JSON), "failed attempt" or "failed" (the error). It gets
+    all events since the job was created. Queue the jobs with `HOOKS`, or their ends come
+    later.
     """
     with followers_lock:
         follower = follower_of(queue)
@@ -147,7 +148,7 @@ class Follower(threading.Thread):
         self.new_jobs: list[tuple[rq.job.Job, Handler]] = []
         self.followed: Followed = {}
         self.next_check = time.monotonic() + CHECK_INTERVAL
-        self.last_refusal = ""
+        self.refusals: set[str] = set()
 
     def run(self) -> None:
         """Follow jobs. `start` calls this in the new thread."""
@@ -203,7 +204,8 @@ class Follower(threading.Thread):
         If this thread has read the stream already, their first events may have been there. It
         reads that part again, for the new jobs only.
         """
-        new_jobs = self.new_jobs.copy()
+        with followers_lock:
+            new_jobs = self.new_jobs.copy()
         if not new_jobs:
             return
         added: Followed = {}
@@ -232,7 +234,7 @@ class Follower(threading.Thread):
         created_at = min(job.created_at.timestamp() for job, _ in new_jobs)
         age = time.time() - created_at
         now, _ = self.connection.time()
-        # `now` and `int(age)` are whole seconds. Subtract two more for what was cut off.
+        # `now` and `int(age)` are whole seconds. For each, less than a second was cut off.
         return str(1000 * max(0, now - int(age) - 2))
 
     def reread(self, start: str) -> list[tuple[bytes, dict]]:
@@ -248,9 +250,10 @@ class Follower(threading.Thread):
 
         If Redis refuses to read it, there are none. RQ still knows which jobs have ended.
         """
+        # Milliseconds. 0 would be for ever, None is not at all.
         block = None
         if wait > 0:
-            block = int(1000 * wait)
+            block = max(1, int(1000 * wait))
         try:
             answer = self.connection.xread(
                 {self.stream: self.position}, count=ENTRIES_AT_ONCE, block=block
@@ -269,9 +272,9 @@ class Follower(threading.Thread):
 
     def report_refusal(self, error: Exception) -> None:
         """Log, but not twice, that Redis refuses what the follower asks for."""
-        if str(error) == self.last_refusal:
+        if str(error) in self.refusals:
             return
-        self.last_refusal = str(error)
+        self.refusals.add(str(error))
         Follower.has_failed = True
         logger.error("Progress can't be told, as Redis refuses: %s", error)
 
@@ -337,6 +340,7 @@ class Follower(threading.Thread):
 
 def is_script_running() -> bool:
     """Return whether any thread runs that keeps the script alive, followers not counted."""
+    # When a script is at its end, Python still lists its main thread, but it is not alive.
     for thread in threading.enumerate():
         if thread.is_alive() and not thread.daemon and not isinstance(thread, Follower):
             return True
@@ -374,7 +378,10 @@ def error_of(job: rq.job.Job) -> str:
     if result is None or not result.exc_string:
         return ""
     # The text that RQ writes for a killed work horse ends with "; ".
-    last_line = result.exc_string.strip("; \n").splitlines()[-1]
+    lines = result.exc_string.strip("; \n").splitlines()
+    if not lines:
+        return ""
+    last_line = lines[-1]
     # The last line of a traceback is "module.Class: message".
     name, _, message = last_line.partition(": ")
     if " " in name or not message:
@@ -403,6 +410,7 @@ def after_fork() -> None:
 def after_fork_in_child() -> None:
     """Forget the followers, whose threads are in the parent, and release both locks."""
     followers.clear()
+    Follower.has_failed = False
     after_fork()
 
 

@@ -140,7 +140,7 @@ HOOKS = {
 
 
 # The signals of Ctrl-C and `kill`.
-STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class NotificationPool(WorkerPool):
@@ -172,12 +172,12 @@ class NotificationPool(WorkerPool):
             # The child never comes here. It does this in `work`.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
-    def get_worker_process(self, name: str, **options) -> BaseProcess:
+    def get_worker_process(self, name: str, burst: bool, **options) -> BaseProcess:
         """Return a process, not yet started, for the worker `name`."""
         queue_names = [queue.name for queue in self.queues]
         # The process will call `run(work, name, …)`: it begins as every script does. Like RQ's
         # own, it is a fork.
-        arguments = (work, name, queue_names, options["burst"])
+        arguments = (work, name, queue_names, burst)
         return get_context("fork").Process(target=redis_client.run, args=arguments)
 
     def handle_dead_worker(self, worker_data: WorkerData) -> None:
@@ -194,7 +194,8 @@ class NotificationPool(WorkerPool):
 
 def work(name: str, queue_names: list[str], burst: bool) -> None:
     """Run the worker `name` of the pool, in its process."""
-    # Until here, the signal handlers are those of the pool, and signals are blocked.
+    # Until here, the signal handlers are those of the pool, and signals are blocked. From here
+    # on, a signal ends the process, until the worker sets its handlers.
     for signum in STOP_SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

@@ -206,8 +206,9 @@ class Server(ThreadingMixIn, WSGIServer):
         except OSError:
             # The client has left.
             pass
-        self.connections.discard(request)
-        self.close_request(request)
+        finally:
+            self.connections.discard(request)
+            self.close_request(request)
 
     def server_close(self) -> None:
         """Stop listening, and end all connections. The `with` block of `main` calls this.
@@ -228,11 +229,13 @@ class Server(ThreadingMixIn, WSGIServer):
 def read_the_rest(connection: socket.socket) -> None:
     """Read what a client still sends, for CLOSE_TIMEOUT seconds at most."""
     end = time.monotonic() + CLOSE_TIMEOUT
-    while time.monotonic() < end:
-        connection.settimeout(end - time.monotonic())
+    time_left = CLOSE_TIMEOUT
+    while time_left > 0:
+        connection.settimeout(time_left)
         data = connection.recv(65536)
         if not data:
             return
+        time_left = end - time.monotonic()
 
 
 class RequestHandler(WSGIRequestHandler):
@@ -307,7 +310,10 @@ class RequestHandler(WSGIRequestHandler):
         self.close_connection = True
 
     def parse_request(self) -> bool:
-        """Read the head of a request. Decide whether its answer is the last one."""
+        """Read the head of a request. Decide whether its answer is the last one.
+
+        `http.server` only knows `close` as the one word of its header.
+        """
         if not super().parse_request():
             self.close_connection = True
             return False

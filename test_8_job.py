@@ -55,9 +55,11 @@ def process(queue: Queue) -> None:
     # The worker sets signal handlers of its own. Later, pytest gets its own back.
     on_ctrl_c = signal.getsignal(signal.SIGINT)
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    SimpleWorker([queue], connection=queue.connection).work(burst=True)
-    signal.signal(signal.SIGINT, on_ctrl_c)
-    signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        SimpleWorker([queue], connection=queue.connection).work(burst=True)
+    finally:
+        signal.signal(signal.SIGINT, on_ctrl_c)
+        signal.signal(signal.SIGTERM, on_sigterm)
     wait_for_followers()
 
 

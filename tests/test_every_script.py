@@ -132,6 +132,8 @@ def test_a_password_in_the_url_is_used(start, serve, start_redis):
         "redis://:s3cret@a..b:{port}",
         "redis://:s3cret\udcff@127.0.0.1:{port}",
         "redis://:s3cret@127.0.0.1:{port}?retry=s3cret",
+        "redis://:s3cret@127.0.0.1:{port}?retry_on_timeout=yes",
+        "redis://:s3cret@127.0.0.1:{port}/" + "9" * 5000,
         "redis://:s3cret@127.0.0.1:{port}?encoding=s3cret",
         "redis://:s3cret@127.0.0.1:{port}?retry_on_error=s3cret",
         "redis://:s3cret@127.0.0.1:{port}/s3cret",

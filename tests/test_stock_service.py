@@ -261,6 +261,28 @@ def connections_without_a_whole_request_hinder_nobody_and_are_dropped(
     assert script.errors == []
 
 
+@scenario
+def clients_that_never_stop_sending_get_their_answer_and_are_closed(start, start_redis):
+    script = start("9_stock.py", start_redis().url, PORT="0")
+    port = port_of(script)
+
+    def post() -> int:
+        """Send a body without end; return how long the service bore it, in seconds."""
+        begin = time.monotonic()
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(b"POST /%bTransfer-Encoding: chunked\r\n\r\n" % LINE)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 405")
+            with suppress(ConnectionError):
+                while time.monotonic() - begin < 8:
+                    connection.sendall(b"x" * 1000)
+        return time.monotonic() - begin
+
+    with ThreadPoolExecutor(8) as pool:
+        for seconds in [pool.submit(post) for _ in range(8)]:
+            assert 0.9 < seconds.result() < 8
+    assert script.errors == []
+
+
 @pytest.mark.parametrize("scenario", scenario.collected)
 def test_that(scenario, outcomes):
     outcomes[scenario].result()

@@ -130,6 +130,51 @@ def a_worker_stays_registered_while_it_waits_and_while_it_works(start, start_red
         assert [script.errors for script in scripts] == [[], [], []]
 
 
+# A worker that looks at its work horse each second. In each, something has happened.
+LOOKS_EACH_SECOND = """
+import datetime, importlib
+processor_6 = importlib.import_module("6_job_processor")
+processor_6.JOB_MONITORING_INTERVAL = 1
+
+class Worker(processor_6.PatientWorker):
+    def wait_for_horse(self):
+        {event}
+        return super().wait_for_horse()
+
+processor_6.PatientWorker = Worker
+processor_6.redis_client.run(processor_6.main)
+"""
+
+
+@contextmanager
+def looking_each_second(server, event):
+    """Run a worker of task 7 to which `event` happens in each second of a job."""
+    command = sys.executable, "-c", LOOKS_EACH_SECOND.format(event=event)
+    with Script(*command, REDIS_URL=server.url, PYTHONPATH=str(ROOT)) as script:
+        yield script
+
+
+@scenario
+def a_worker_does_not_kill_its_work_horse_after_a_sleep_of_the_machine(
+    start, start_redis
+):
+    server = start_redis()
+    [job] = queue_sleep(server, 2.5, QUEUES["6_job_processor.py"])
+    slept = "self.monitored_job.started_at -= datetime.timedelta(hours=1)"
+    with looking_each_second(server, slept) as script:
+        wait_for_status(server, [job], "finished")
+        assert script.errors == []
+
+
+@scenario
+def a_worker_kills_a_work_horse_that_has_worked_for_too_long(start, start_redis):
+    server = start_redis()
+    [job] = queue_sleep(server, 60, QUEUES["6_job_processor.py"])
+    with looking_each_second(server, "self.intervals += 3600") as script:
+        wait_for_status(server, [job], "failed")
+        assert "terminated unexpectedly" in "".join(script.errors)
+
+
 # Delayed jobs.
 
 
@@ -550,6 +595,31 @@ def a_worker_that_is_done_ends_with_status_0_and_after_an_error_with_1(
     url = server.url_of_user("+@all", "-blmove", "-lmove")
     with rq_command(command, url) as worker:
         assert worker.end() == 1
+
+
+# Works three times: twice for one job, and then in vain.
+WORKS_AGAIN = """
+import importlib
+processor_6 = importlib.import_module("6_job_processor")
+client = processor_6.redis_client.create_client()
+worker = processor_6.{worker_class}(["q"], connection=client)
+assert worker.work(max_jobs=1)
+assert worker.work(max_jobs=1)
+assert not worker.work(burst=True)
+"""
+
+
+@scenario.given(worker_class="PatientWorker")
+@scenario.given(worker_class="PatientSimpleWorker")
+def a_worker_that_is_done_can_work_again(start, start_redis, worker_class):
+    server = start_redis()
+    queue = Queue("q", connection=server.rq_connection)
+    for _ in range(2):
+        queue.enqueue("time.time")
+    command = sys.executable, "-c", WORKS_AGAIN.format(worker_class=worker_class)
+    with Script(*command, REDIS_URL=server.url, PYTHONPATH=str(ROOT)) as script:
+        assert script.end() == 0
+        assert script.errors == []
 
 
 @scenario.given(name="PatientWorker")
