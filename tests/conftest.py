@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import fakeredis
@@ -352,12 +353,13 @@ def port_of(script: Script) -> int:
     return int(script.lines[0].split()[-1])
 
 
+def start_service(start, url: str, port: int = 0, **options) -> tuple[Script, int]:
+    """Start the service on a free port; return script and port."""
+    script = start("9_stock.py", url, PORT=str(port), **options)
+    return script, port_of(script)
+
+
 @pytest.fixture
 def serve(start) -> Callable[..., tuple[Script, int]]:
-    """A function that starts the service on a free port; it returns script and port."""
-
-    def serve(url: str, port: int = 0, **options) -> tuple[Script, int]:
-        script = start("9_stock.py", url, PORT=str(port), **options)
-        return script, port_of(script)
-
-    return serve
+    """The function above, for an ordinary test: `serve(url)`."""
+    return partial(start_service, start)

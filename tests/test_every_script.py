@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import redis.asyncio
+import scenarios
 from conftest import (
     CONNECTED,
     NOT_CONNECTED,
@@ -22,6 +23,7 @@ from scripts import AT_WORK, SCRIPTS, SYNC_AND_ASYNC, start_until_at_work
 from stock_service import confirmed, get
 
 EXERCISE_END = "# The exercise ends here"
+scenario = scenarios.Scenarios()
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -77,7 +79,8 @@ def test_a_refused_password_ends_every_script(start, start_redis, user, names, r
         assert reason in ends_not_connected(script)
 
 
-def test_creators_say_so_when_redis_admits_them_no_more(start, start_redis):
+@scenario
+def creators_say_so_when_redis_admits_them_no_more(start, start_redis):
     server = start_redis()
     creator_6 = start("6_job_creator.py", server.url)
     creator_7 = start("7_job_creator.py", server.url)
@@ -258,8 +261,9 @@ print(Cell.text, end="")
     assert done.stdout.startswith(CONNECTED)
 
 
-def test_a_stop_at_rest_is_prompt_and_quiet(start, redis_server):
-    scripts = start_until_at_work(start, redis_server.url, [*AT_WORK] * 2)
+@scenario
+def a_stop_at_rest_is_prompt_and_quiet(start, start_redis):
+    scripts = start_until_at_work(start, start_redis().url, [*AT_WORK] * 2)
     signums = [signal.SIGINT] * len(AT_WORK) + [signal.SIGTERM] * len(AT_WORK)
     for script, signum in zip(scripts, signums):
         script.stop(signum)
@@ -267,3 +271,8 @@ def test_a_stop_at_rest_is_prompt_and_quiet(start, redis_server):
         script.end(timeout=5)
         assert script.processes() == []
         assert script.errors == []
+
+
+@pytest.mark.parametrize("scenario", scenario.collected)
+def test_that(scenario, outcomes):
+    outcomes[scenario].result()

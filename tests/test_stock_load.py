@@ -15,12 +15,14 @@ from socketserver import BaseRequestHandler, ThreadingTCPServer
 from threading import Barrier, Event, Thread
 
 import pytest
+import scenarios
 from conftest import (
     ROOT,
     RedisServer,
     Script,
     free_port,
     port_of,
+    start_service,
     starting_scripts,
     wait_until,
 )
@@ -34,6 +36,8 @@ from stock_service import (
     listens,
     sold_out,
 )
+
+scenario = scenarios.Scenarios()
 
 
 @contextmanager
@@ -79,21 +83,25 @@ def test_no_unit_is_sold_twice_by_two_processes_to_64_clients(redis_server, serv
     assert answers == expected
 
 
-def test_every_one_of_150_requests_at_once_waits_for_a_slow_redis(serve, redis_server):
-    script, port = serve(redis_server.url)
+@scenario
+def every_one_of_150_requests_at_once_waits_for_a_slow_redis(start, start_redis):
+    redis_server = start_redis()
+    script, port = start_service(start, redis_server.url)
     redis_server.client.client_pause(200)
     answers = get_at_once(port, ["/list_products/1"] * 150)
     assert Counter(answer.status for answer in answers) == {200: 150}
     assert script.errors == []
 
 
-def test_reservations_survive_a_restart_of_the_service(serve, redis_server):
-    script, port = serve(redis_server.url)
+@scenario
+def reservations_survive_a_restart_of_the_service(start, start_redis):
+    redis_server = start_redis()
+    script, port = start_service(start, redis_server.url)
     for _ in range(3):
         assert get(port, "/reserve_product/1").body == confirmed(1)
     script.stop(signal.SIGTERM)
     assert script.end() == 0
-    serve(redis_server.url, port)
+    start_service(start, redis_server.url, port)
     assert get(port, "/list_products/1").body == left(1, 1)
 
 
@@ -106,8 +114,10 @@ def assert_stock_is_away(port: int) -> None:
     assert get(port, "/list_products").status == 200
 
 
-def test_redis_that_stops_and_starts_again_is_503_for_that_time(serve, redis_server):
-    script, port = serve(redis_server.url)
+@scenario
+def redis_that_stops_and_starts_again_is_503_for_that_time(start, start_redis):
+    redis_server = start_redis()
+    script, port = start_service(start, redis_server.url)
     get_at_once(port, ["/list_products/1"] * 20)  # leaves connections that will be dead
     assert get(port, "/reserve_product/1").body == confirmed(1)
     redis_server.stop()
@@ -119,8 +129,10 @@ def test_redis_that_stops_and_starts_again_is_503_for_that_time(serve, redis_ser
     assert all(line.startswith("Stock is not available") for line in script.errors)
 
 
-def test_a_restart_of_redis_between_two_requests_shows_nowhere(serve, redis_server):
-    script, port = serve(redis_server.url)
+@scenario
+def a_restart_of_redis_between_two_requests_shows_nowhere(start, start_redis):
+    redis_server = start_redis()
+    script, port = start_service(start, redis_server.url)
     get_at_once(port, ["/list_products/1"] * 20)
     redis_server.stop()
     redis_server.start()
@@ -140,8 +152,10 @@ def frozen(redis: RedisServer) -> Iterator[None]:
         redis.process.send_signal(signal.SIGCONT)
 
 
-def test_redis_that_hangs_is_503_for_that_time(serve, redis_server):
-    script, port = serve(redis_server.url)
+@scenario
+def redis_that_hangs_is_503_for_that_time(start, start_redis):
+    redis_server = start_redis()
+    script, port = start_service(start, redis_server.url)
     assert get(port, "/reserve_product/1").body == confirmed(1)
     with frozen(redis_server):
         assert_stock_is_away(port)
@@ -149,8 +163,10 @@ def test_redis_that_hangs_is_503_for_that_time(serve, redis_server):
     assert all(line.startswith("Stock is not available") for line in script.errors)
 
 
-def test_redis_that_takes_no_writes_is_503_and_is_asked_once(serve, redis_server):
-    script, port = serve(redis_server.url)
+@scenario
+def redis_that_takes_no_writes_is_503_and_is_asked_once(start, start_redis):
+    redis_server = start_redis()
+    script, port = start_service(start, redis_server.url)
     redis_server.client.client_pause(10_000, all=False)
     begin = time.monotonic()
     answer = get(port, "/reserve_product/1")
@@ -162,8 +178,10 @@ def test_redis_that_takes_no_writes_is_503_and_is_asked_once(serve, redis_server
     assert len(script.errors) == 1
 
 
-def test_redis_that_is_full_is_503_and_reserves_nothing(serve, redis_server):
-    _, port = serve(redis_server.url)
+@scenario
+def redis_that_is_full_is_503_and_reserves_nothing(start, start_redis):
+    redis_server = start_redis()
+    _, port = start_service(start, redis_server.url)
     redis_server.client.config_set("maxmemory", 1)
     answer = get(port, "/reserve_product/1")
     assert (answer.status, answer.body) == (503, AWAY)
@@ -173,8 +191,10 @@ def test_redis_that_is_full_is_503_and_reserves_nothing(serve, redis_server):
     assert get(port, "/reserve_product/1").body == confirmed(1)
 
 
-def test_a_connection_outlives_the_absence_of_redis(serve, redis_server):
-    _, port = serve(redis_server.url)
+@scenario
+def a_connection_outlives_the_absence_of_redis(start, start_redis):
+    redis_server = start_redis()
+    _, port = start_service(start, redis_server.url)
     with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
         connection.connect()
         address = connection.sock.getsockname()
@@ -225,16 +245,16 @@ class BreakingConnection(BaseRequestHandler):
         return True
 
 
-@pytest.mark.parametrize(
-    ("fault", "reserved"),
-    [("breaks before it", None), ("breaks after it", "1"), ("hangs", None)],
-)
-def test_a_reservation_that_redis_does_not_confirm_is_503_and_not_tried_again(
-    serve, redis_server, fault, reserved
+@scenario.given(fault="breaks before it", reserved=None)
+@scenario.given(fault="breaks after it", reserved="1")
+@scenario.given(fault="hangs", reserved=None)
+def a_reservation_that_redis_does_not_confirm_is_503_and_not_tried_again(
+    start, start_redis, fault, reserved
 ):
+    redis_server = start_redis()
     with BreakingRedis(redis_server.port, fault) as redis:
         Thread(target=redis.serve_forever, args=[0.05], daemon=True).start()
-        script, port = serve(redis.url)
+        script, port = start_service(start, redis.url)
         begin = time.monotonic()
         answer = get(port, "/reserve_product/1")
         assert time.monotonic() - begin < 3
@@ -245,3 +265,8 @@ def test_a_reservation_that_redis_does_not_confirm_is_503_and_not_tried_again(
         if fault != "hangs":
             assert get(port, "/reserve_product/1").body == confirmed(1)
         redis.shutdown()
+
+
+@pytest.mark.parametrize("scenario", scenario.collected)
+def test_that(scenario, outcomes):
+    outcomes[scenario].result()

@@ -15,6 +15,7 @@ from conftest import (
     Script,
     free_port,
     port_of,
+    start_service,
     wait_until,
 )
 from stock_service import AWAY, LINE, TABLE, get, listens, waiting
@@ -216,8 +217,7 @@ def test_ctrl_c_and_sigterm_under_load_lose_no_answer(start, redis_server):
 @scenario.given(data=b"G", times=1)
 @scenario.given(data=b"GET /list_products/1%b\r\n" % LINE, times=100)
 def one_ctrl_c_ends_it_whatever_a_client_sends(start, start_redis, data, times):
-    script = start("9_stock.py", start_redis().url, PORT="0")
-    port = port_of(script)
+    script, port = start_service(start, start_redis().url)
     sends = Event()
 
     def send() -> None:
@@ -247,8 +247,7 @@ def one_ctrl_c_ends_it_whatever_a_client_sends(start, start_redis, data, times):
 def connections_without_a_whole_request_hinder_nobody_and_are_dropped(
     start, start_redis
 ):
-    script = start("9_stock.py", start_redis().url, PORT="0")
-    port = port_of(script)
+    script, port = start_service(start, start_redis().url)
     with ExitStack() as stack:
         connections = []
         for begin in [b"", b"GET /lis", b"GET /%bX: " % LINE, b"GET /%b" % LINE] * 50:
@@ -263,8 +262,7 @@ def connections_without_a_whole_request_hinder_nobody_and_are_dropped(
 
 @scenario
 def clients_that_never_stop_sending_get_their_answer_and_are_closed(start, start_redis):
-    script = start("9_stock.py", start_redis().url, PORT="0")
-    port = port_of(script)
+    script, port = start_service(start, start_redis().url)
 
     def post() -> int:
         """Send a body without end; return how long the service bore it, in seconds."""

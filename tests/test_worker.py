@@ -525,10 +525,9 @@ def an_error_that_ends_a_worker_ends_all_with_status_1(start, start_redis):
             assert script.processes() == []
 
 
-# Stopping, when jobs are many: these need the machine for themselves.
-
-
-def test_a_stopped_processor_finishes_the_job_in_hand(start, redis_server):
+@scenario
+def a_stopped_processor_finishes_the_job_in_hand(start, start_redis):
+    redis_server = start_redis()
     processors = start_processors(start, redis_server, *QUEUES, *QUEUES)
     one_at_a_time, two_at_a_time = QUEUES.values()
     names = [one_at_a_time] * 2 + [two_at_a_time] * 3  # one of six workers is idle
@@ -542,6 +541,9 @@ def test_a_stopped_processor_finishes_the_job_in_hand(start, redis_server):
         assert processor.processes() == []
         assert processor.errors == []
     assert [status(redis_server, job) for job in jobs] == ["finished"] * 5
+
+
+# Stopping, when jobs are many: these need the machine for themselves.
 
 
 def test_no_job_is_lost_when_processors_are_stopped_under_load(start, redis_server):
