@@ -118,8 +118,11 @@ def follower_of(queue: rq.Queue) -> "Follower":
 
 # How often RQ is asked, in seconds, which jobs have ended, in case an event is missing.
 CHECK_INTERVAL = 1
-# How many events are read at once.
+# How many events are read at once, at most.
 ENTRIES_AT_ONCE = 1000
+# The pause between two reads, in seconds. When jobs are many, more events are read at once,
+# and that leaves time to the workers.
+READ_PAUSE = 0.002
 
 # Held while a handler is called: one at a time, as in JavaScript.
 handler_lock = threading.RLock()
@@ -187,6 +190,7 @@ class Follower(threading.Thread):
             # This does not wait for long. When the script ends, Python waits for this thread.
             entries = self.read(wait=CHECK_INTERVAL / 2)
             self.handle_entries(entries, self.followed)
+            time.sleep(READ_PAUSE)
         except redis_client.REFUSED as error:
             self.report_refusal(error)
             time.sleep(1)
