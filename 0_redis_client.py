@@ -49,7 +49,7 @@ def main() -> None:
 # runs and ends.
 
 DEFAULTS = {
-    # The limit for connecting, in seconds. (For each answer of Redis, redis-py has one of 5.)
+    # How many seconds connecting may take. An answer of Redis may take 5, redis-py's default.
     "socket_connect_timeout": 0.5,
     # redis-py's default is 3. It begins with the command HELLO, which Redis 5 does not know.
     "protocol": 2,
@@ -61,8 +61,9 @@ DEFAULTS = {
 ANSWER_AT_ONCE = {
     # The limit for each answer of Redis, in seconds.
     "socket_timeout": 0.5,
-    # Never try again. By default, redis-py takes a connection that is lost in a transaction
-    # for a key that has changed, and the transaction begins again. So no error is supported.
+    # Never try again, and after no error (`supported_errors`). Otherwise, when redis-py loses
+    # the connection in a transaction, it raises the error for a key that has changed, and the
+    # transaction begins again.
     "retry": Retry(NoBackoff(), retries=0, supported_errors=()),
     # Each request that is being answered needs a connection. The default is 100.
     "max_connections": 10_000,
@@ -70,8 +71,8 @@ ANSWER_AT_ONCE = {
 
 # redis-py raises one of these while Redis is away or does not answer.
 AWAY = (redis.ConnectionError, redis.TimeoutError)
-# It raises one of these if Redis answers with an error; to wait does not help then. But an
-# `AuthenticationError` is a `ConnectionError`, too, so `except REFUSED` must stand first.
+# It raises one of these if Redis answers with an error. Who waits at AWAY, must catch REFUSED
+# first: a wrong password is a `ConnectionError`, too, but waiting does not help.
 REFUSED = (redis.ResponseError, redis.AuthenticationError)
 
 # The log of all scripts. Like that of RQ, it goes to standard error.
@@ -113,6 +114,8 @@ ALLOWED_OPTIONS = {
 # The limit for any option. A larger number, such as `inf`, would fail later, when it is used.
 LARGEST_NUMBER = 1_000_000
 
+# The next functions find what is wrong with a URL. What follows them is how a script runs.
+
 
 def redis_url() -> str:
     """Return `REDIS_URL`. If it is malformed, the script ends as if Redis were away."""
@@ -131,7 +134,7 @@ def is_well_formed(url: str) -> bool:
         # Text that can't be sent to Redis, as it is not UTF-8.
         url.encode()
         options = redis.connection.parse_url(url)
-        # This makes an object, but does not connect.
+        # A value that a connection does not accept. This makes one, but does not connect it.
         redis.ConnectionPool.from_url(url, **DEFAULTS).make_connection()
         # A host that can't be looked up, such as "a..b". (IDNA is how names of hosts are sent.)
         options.get("host", "").encode("idna")
@@ -146,13 +149,16 @@ def has_clear_address(url: str) -> bool:
     # An unescaped "#" or "?" in a password, as in "redis://:pa#ss@host".
     if parts.fragment or "@" in parts.query:
         return False
-    # A Unix socket has a path and no host. An unescaped "/" in a password, as in
-    # "unix://:pa/ss@/redis.sock", puts a part of it into the path.
     if parts.scheme == "unix":
-        return not parts.hostname and "@" not in parts.path
-    # redis-py takes port 0 for 6379, and a path that is no number for database 0.
+        # A Unix socket has a path and no host.
+        if parts.hostname:
+            return False
+        # An unescaped "/" in a password, as in "unix://:pa/ss@/redis.sock".
+        return "@" not in parts.path
+    # For port 0, redis-py would use 6379.
     if parts.port == 0:
         return False
+    # For a path that is no number, it would use database 0. The longest is LARGEST_NUMBER.
     return re.fullmatch("(/[0-9]{0,7})?", parts.path) is not None
 
 
@@ -164,7 +170,8 @@ def has_allowed_options(options: dict) -> bool:
     for name, value in options.items():
         if name not in ALLOWED_OPTIONS:
             return False
-        if isinstance(value, (int, float)) and not 0 <= value <= LARGEST_NUMBER:
+        is_number = isinstance(value, (int, float))
+        if is_number and not 0 <= value <= LARGEST_NUMBER:
             return False
     return True
 
@@ -172,8 +179,8 @@ def has_allowed_options(options: dict) -> bool:
 class Output(io.FileIO):
     """The file behind standard output. Its reader may leave, as in `… | head -1`.
 
-    `print` gives text to a `TextIOWrapper`, that gives bytes to a `BufferedWriter`, and that
-    writes them to this file.
+    What is printed goes through three objects: a `TextIOWrapper` makes bytes of the text, a
+    `BufferedWriter` collects them, and this one writes them.
     """
 
     def write(self, data: bytes) -> int:
@@ -188,6 +195,7 @@ def prepare_process() -> None:
     """Set up the output and the signals of a process that runs a script."""
     # It is None if a shell has closed it, by `>&-`.
     if sys.stdout is not None:
+        # `closefd` would close the file when the object is deleted.
         output = Output(sys.stdout.fileno(), "w", closefd=False)
         sys.stdout = io.TextIOWrapper(
             io.BufferedWriter(output),
@@ -203,8 +211,9 @@ def prepare_process() -> None:
 
 def run(main: Callable, *arguments) -> None:
     """Call `main` as a script. Without Redis, print one line, and end with status 1."""
-    # Once for each process: `prepare_process` replaces the output. Not in IDLE and Jupyter,
-    # which have replaced it, and which handle Ctrl-C themselves.
+    # `sys.__stdout__` is the output with which Python began. If `sys.stdout` is another one,
+    # `prepare_process` has been called, or this is IDLE or Jupyter, which have their own output
+    # and handle Ctrl-C.
     if sys.stdout is sys.__stdout__:
         prepare_process()
     # Log warnings and errors. Setting a level would not do, as RQ sets those of its loggers.
@@ -213,6 +222,7 @@ def run(main: Callable, *arguments) -> None:
     try:
         main(*arguments)
     except AWAY as error:
+        # Or the password is wrong: nobody waits here.
         print_not_connected(error)
         sys.exit(1)
     except redis.RedisError as error:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import redis
 
 redis_client = importlib.import_module("0_redis_client")
-# Of a message that is not UTF-8, it replaces the wrong bytes.
+# A message that is not UTF-8 is printed, too: `encoding_errors` replaces the wrong bytes.
 client = redis_client.create_client(decode_responses=True, encoding_errors="replace")
 
 CHANNEL = "holberton school channel"
@@ -59,6 +59,7 @@ def messages_of(pubsub: redis.client.PubSub) -> Iterator[str]:
             pubsub.ping()
             message = pubsub.get_message(timeout=4)
         if message is None:
+            # It is one of AWAY: `main` tries again.
             raise redis.TimeoutError("Redis does not answer")
         if message["type"] == "message":
             yield message["data"]

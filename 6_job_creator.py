@@ -48,7 +48,7 @@ def create_queue(name: str) -> Queue:
 def new_job_ids(connection: redis.Redis, count: int = 1) -> list[str]:
     """Return the next `count` ids. All the job scripts count in one sequence."""
     if count == 0:
-        # `exists` needs a key.
+        # Task 10 allows an empty list, but `exists` needs a key.
         return []
     while True:
         last = connection.incrby("job_ids", count)
@@ -66,20 +66,20 @@ def wait_for_end(job: Job) -> JobStatus:
     """
     while True:
         try:
-            # This only waits: it returns when there is a new result, or after a second.
+            # Wait for a result, for a second at most. A job that is tried again may have an old
+            # result: then this returns at once, as it does if Redis is away.
             job.latest_result(timeout=1)
             status = job.get_status()
         except InvalidJobOperation:
-            # By this error, `get_status` says that the job is gone.
+            # `get_status` raises this if the job is gone.
             return JobStatus.FAILED
         except redis_client.REFUSED:
+            # Waiting would not help.
             raise
         except redis_client.AWAY:
             status = None
         if status == JobStatus.FINISHED or status in FAILED:
             return status
-        # `latest_result` returns at once if Redis is away, or if an earlier attempt has left
-        # a result.
         time.sleep(0.1)
 
 

@@ -79,10 +79,13 @@ class PatientRetry(Retry):
     ):
         """Call `do` until it succeeds. redis-py calls this for each command.
 
-        `do` sends the command. `fail` closes the connection, so that `do` opens another.
+        `do` sends the command. `fail` closes the connection, so that `do` opens another. In a
+        transaction, `fail` also raises `WatchError`, which leaves this loop, and RQ begins the
+        transaction again.
 
-        Unlike redis-py's own method, this one waits before it calls `fail`. In a transaction,
-        `fail` raises `WatchError`, after which RQ begins the transaction again at once.
+        redis-py's own method waits after `fail`, so not in a transaction: RQ would begin again
+        and again without a pause. This one waits before `fail`. It treats the other arguments
+        as redis-py does.
         """
         failures = 0
         while True:
@@ -109,13 +112,16 @@ LOOK_TIMEOUT = 2
 
 
 class DueJobs(RQScheduler):
-    """Queues delayed jobs that are due. RQ runs its scheduler in a process of its own."""
+    """Queues delayed jobs that are due.
+
+    RQ runs its scheduler in a process of its own. Here, a worker calls `enqueue`.
+    """
 
     def __init__(self, queues: list[Queue], connection: redis.Redis, serializer):
         super().__init__(
             queues,
             connection,
-            # At level INFO, `rq worker` would log each second that a lock is acquired.
+            # At level INFO, `rq worker` would log a line each second.
             logging_level=logging.WARNING,
             serializer=serializer,
         )
@@ -138,10 +144,11 @@ class DueJobs(RQScheduler):
             self.enqueue_scheduled_jobs()
             self.release_locks()
         except AWAY_OR_FULL:
+            # Or the password is wrong, at which the worker ends anyway.
             return
         except redis_client.REFUSED as error:
-            # RQ takes the locks by a script. If a Redis before 7 is full then, the error is
-            # of this kind, and says "OOM", out of memory.
+            # RQ takes the locks by a script. If Redis is full then, it says "OOM", out of
+            # memory. Before Redis 7, this is not an `OutOfMemoryError` for redis-py.
             if "OOM" in str(error):
                 return
             raise
@@ -149,31 +156,33 @@ class DueJobs(RQScheduler):
 
 # The workers.
 
-# All of these are in seconds. How long a worker waits for a job, before it looks for other
-# things to do.
+# The times of a worker, in seconds.
+
+# Between two jobs: how long it waits for a job, before it looks for other things to do, how
+# often it looks for delayed jobs that are due, and how often it asks, while it is suspended,
+# whether it still is.
 DEQUEUE_TIMEOUT = 1
-# How often it looks for delayed jobs that are due.
 LOOK_INTERVAL = 1
-# How often a suspended worker asks whether it still is.
 SUSPENSION_INTERVAL = 0.5
 
-# How often a worker gives a sign of life.
+# Signs of life: how often a worker gives one, and how long Redis remembers a worker that gives
+# none. (To the second, RQ adds 60.)
 HEARTBEAT_INTERVAL = 1
-# How long Redis remembers a worker without a sign of life. RQ adds 60.
 WORKER_TTL = 15
-# How often RQ renews the lease of a job that runs. A lease lasts for this, and 60 more.
+
+# The job that it runs: how often RQ renews the lease. (A lease lasts for this, and 60 more.)
 JOB_MONITORING_INTERVAL = 5
 
-# How often a worker looks for jobs that dead workers have left behind.
+# The jobs of dead workers: how often a worker looks for them. When it finds that it has not
+# been active itself for as long as ABSENCE, the others may have been asleep, too. So it gives
+# them some time for a sign of life, before it looks.
 MAINTENANCE_INTERVAL = 5
-# After a gap as long as this, it assumes that all workers were asleep or without Redis.
 ABSENCE = 30
-# How long it then waits for signs of life of the others, before it looks for dead workers.
 REST_AFTER_ABSENCE = 10
 
-# How long a stop may take, not counting the time for a job in hand.
+# A stop: how long it may take, not counting the time for a job in hand, and how often it is
+# checked whether that is over.
 STOP_TIMEOUT = 1.5
-# How often it is checked whether that time is over.
 STOP_INTERVAL = 0.1
 
 
@@ -250,8 +259,8 @@ class Patient(BaseWorker):
     def check_for_suspension(self, burst: bool) -> None:
         """Wait while `rq suspend` is in force.
 
-        RQ's own method would not notice a stop meanwhile. It also sets the state back after
-        that, which the wait for a job does anyway.
+        RQ's own method would not notice a stop meanwhile. At the end it also sets the state of
+        the worker back. Here that is left to the wait for a job, which sets it anyway.
         """
         while is_suspended(self.connection, self) and not self.is_stopping:
             if burst:
@@ -315,8 +324,8 @@ class Patient(BaseWorker):
     def heartbeat(self, timeout=None, pipeline=None) -> None:
         """Give a sign of life, once a second at most. RQ calls this three times for each job.
 
-        With a pipeline, which sends several commands at once, RQ expects an answer to this
-        one. So it is never left out there.
+        A pipeline sends several commands at once. RQ counts on the answers to all of them, so
+        in a pipeline the sign of life is always sent.
         """
         self.notice_absence()
         if pipeline is None and time.monotonic() < self.next_heartbeat:
@@ -347,11 +356,17 @@ class Patient(BaseWorker):
             return
         super().handle_exception(job, *exc_info)
 
-    # A stop. Its signal may come at any moment, and only sets a flag. `run_maintenance_tasks`
-    # reads it, before the worker waits for another job. A job in hand is finished first.
+    # A stop:
+    #
+    # 1. The first signal may come at any moment. `request_stop` notes it, and starts a thread
+    #    for `enforce_stop`.
+    # 2. A job in hand is finished. A second signal gives it up, by `request_force_stop`.
+    # 3. Before the worker waits for another job, `run_maintenance_tasks` sees the note, and
+    #    `work` ends.
+    # 4. If Redis is away, the worker does not come so far. `enforce_stop` ends the process.
 
     def request_stop(self, signum, frame) -> None:
-        """Set the flag. This is the handler for the first signal.
+        """Note that the worker is to stop. This is the handler for the first signal.
 
         If no job runs, RQ's own method raises `StopRequested` at once. A job that Redis has
         just handed over would be lost. So the error is dropped here.
@@ -362,12 +377,12 @@ class Patient(BaseWorker):
             return
         self.is_stopping = True
         threading.Thread(target=self.enforce_stop, daemon=True).start()
-        # It is called because it sets `request_force_stop` as the handler from now on.
+        # RQ's own method is needed to make `request_force_stop` the handler from now on.
         with suppress(StopRequested):
             super().request_stop(signum, frame)
 
     def set_shutdown_requested_date(self) -> None:
-        """Write nothing to Redis, which may be away. RQ calls this in `request_stop`."""
+        """Do nothing. RQ calls this in `request_stop`, and writes to Redis, which may be away."""
 
     def request_force_stop(self, signum, frame) -> None:
         """Give up the job in hand. This is the handler for a second signal.
@@ -421,14 +436,15 @@ class PatientWorker(Patient, Worker):
     def wait_for_horse(self):
         """Wait until the work horse ends, or for JOB_MONITORING_INTERVAL seconds.
 
-        When RQ has waited for a minute longer than the job may take, it kills the horse. For
-        that, it asks the clock when the job has started. But while the machine is asleep, or
-        while this worker waits for Redis, the horse does not work. So count the intervals,
-        and correct the start of the job.
+        RQ kills the horse if the job has started too long ago: a minute longer than it may
+        take. But the time for which the machine was asleep, or this worker waited for Redis,
+        must not count. So the start of the job is corrected: it is as many intervals ago as
+        there were.
         """
         try:
             return super().wait_for_horse()
         except HorseMonitorTimeoutException:
+            # RQ has set an alarm, which raises this after each interval. RQ catches it.
             self.intervals += 1
             worked = timedelta(seconds=self.intervals * JOB_MONITORING_INTERVAL)
             self.monitored_job.started_at = now() - worked

@@ -32,7 +32,7 @@ def queue_jobs(jobs: list[dict], queue: rq.Queue) -> list[rq.job.Job]:
     prepared = []
     for entry, job_id in zip(jobs, creator_6.new_job_ids(queue.connection, len(jobs))):
         arguments = (entry["phoneNumber"], entry["message"])
-        options = {"job_id": job_id, **processor_7.HOOKS}  # called when the job ends
+        options = {"job_id": job_id, **processor_7.HOOKS}  # HOOKS write its end
         data = queue.prepare_data(processor_7.send_notification, arguments, **options)
         prepared.append(data)
     queued = queue.enqueue_many(prepared)  # in one transaction
@@ -70,8 +70,8 @@ Followed = dict[str, list[tuple[rq.job.Job, Handler]]]
 
 # The threads that follow jobs, one for each queue.
 followers: list["Follower"] = []
-# Held to change `followers`, or the `new_jobs` of one of them: while `follow` gives a follower
-# new jobs, that must not end.
+# Whoever changes `followers`, or the `new_jobs` of a follower, holds this lock. Otherwise a
+# follower could end just when `follow` gives it new jobs.
 followers_lock = threading.Lock()
 
 
@@ -131,6 +131,12 @@ handler_lock = threading.RLock()
 class Follower(threading.Thread):
     """Reads the stream of a queue, and calls the handlers of the jobs that it follows.
 
+    In each turn, it
+
+    1. begins to follow the new jobs,
+    2. asks RQ, once a second, which jobs have ended,
+    3. waits for events in the stream, and calls the handlers.
+
     It ends when there is no job left to follow, or when the script ends. A script that wants
     to hear of all ends calls `wait_for_jobs`.
     """
@@ -151,6 +157,7 @@ class Follower(threading.Thread):
         self.new_jobs: list[tuple[rq.job.Job, Handler]] = []
         self.followed: Followed = {}
         self.next_check = time.monotonic() + CHECK_INTERVAL
+        # What Redis has refused, so that nothing is logged twice.
         self.refusals: set[str] = set()
 
     def run(self) -> None:
@@ -161,7 +168,7 @@ class Follower(threading.Thread):
                     return
                 self.take_turn()
         finally:
-            self.leave_early()
+            self.leave_if_not_done()
 
     def leave_if_done(self) -> bool:
         """Leave `followers` and return True if there is no job to follow."""
@@ -171,18 +178,19 @@ class Follower(threading.Thread):
             followers.remove(self)
             return True
 
-    def leave_early(self) -> None:
-        """Leave `followers` if this has not been done, as there are still jobs to follow.
+    def leave_if_not_done(self) -> None:
+        """Leave `followers` if there are still jobs to follow, and note a failure.
 
         The script has ended, or a handler has called `sys.exit()`.
         """
         with followers_lock:
+            # It is not there any more if `leave_if_done` has returned True.
             if self in followers:
                 followers.remove(self)
                 Follower.has_failed = True
 
     def take_turn(self) -> None:
-        """Wait for events, and handle them."""
+        """Do what the docstring of the class says."""
         try:
             self.add_new_jobs()
             if time.monotonic() > self.next_check:
@@ -192,6 +200,7 @@ class Follower(threading.Thread):
             self.handle_entries(entries, self.followed)
             time.sleep(READ_PAUSE)
         except redis_client.REFUSED as error:
+            # Something else than reading the stream, after which `read` and `reread` go on.
             self.report_refusal(error)
             time.sleep(1)
         except redis_client.AWAY:
@@ -206,7 +215,8 @@ class Follower(threading.Thread):
         """Begin to follow the new jobs.
 
         If this thread has read the stream already, their first events may have been there. It
-        reads that part again, for the new jobs only.
+        reads that part again, for the new jobs only: the handlers of the other jobs have been
+        called.
         """
         with followers_lock:
             new_jobs = self.new_jobs.copy()
@@ -224,22 +234,22 @@ class Follower(threading.Thread):
             self.handle_entries(self.reread(start), added)
         for job_id, handlers in added.items():
             self.followed.setdefault(job_id, []).extend(handlers)
+        # Not before, so that they are still there after an error. More may have come since.
         with followers_lock:
-            # More may have come meanwhile.
             del self.new_jobs[: len(new_jobs)]
 
     def position_before(self, new_jobs: list[tuple[rq.job.Job, Handler]]) -> str:
         """Return a position in the stream from before the jobs were created.
 
-        A position is a time in milliseconds, by the clock of Redis. The clock of this machine
-        may differ, so it is only used for the age of the jobs. (If another machine, with a
-        wrong clock, has created them, their first events may be missed.)
+        A position is a time in milliseconds, by the clock of Redis. From it, subtract the age
+        of the oldest job, by the clock of this machine, as the two clocks may differ. (If
+        another machine, with a wrong clock, has created the jobs, first events may be missed.)
         """
         created_at = min(job.created_at.timestamp() for job, _ in new_jobs)
-        age = time.time() - created_at
+        age = int(time.time() - created_at)
         now, _ = self.connection.time()
-        # `now` and `int(age)` are whole seconds. For each, less than a second was cut off.
-        return str(1000 * max(0, now - int(age) - 2))
+        # Both are rounded down to seconds. Two seconds more make up for that.
+        return str(1000 * max(0, now - age - 2))
 
     def reread(self, start: str) -> list[tuple[bytes, dict]]:
         """Return the entries from `start` to the last one that was read."""
@@ -312,8 +322,8 @@ class Follower(threading.Thread):
     def handle_lost_ends(self) -> None:
         """Handle the ends that are not in the stream. A killed job, for example, writes none.
 
-        First ask RQ, then read the stream to its end: a job that has ended before RQ was
-        asked, and has written an event, is handled by that event.
+        If a job has ended by itself, the event in the stream is the better one. So RQ is asked
+        first, then the stream is read to its end, and what is left is handled last.
         """
         begin = time.monotonic()
         ends = self.ask_rq()
@@ -367,6 +377,7 @@ def result_of(job: rq.job.Job) -> object:
     try:
         return job.return_value()
     except redis_client.AWAY:
+        # `take_turn` waits, and asks again.
         raise
     except Exception:
         logger.exception("The result of job %s can't be read", job.id)
@@ -374,9 +385,10 @@ def result_of(job: rq.job.Job) -> object:
 
 
 def error_of(job: rq.job.Job) -> str:
-    """Return the error of a failed job, as far as RQ knows it. It has a traceback, or a text.
+    """Return the error of a failed job, without its class; an empty string if RQ has none.
 
-    Of an error with several lines, this is the last one. It is empty if RQ has none.
+    RQ keeps the traceback of an error, or a text about a killed work horse. This is the last
+    line of it.
     """
     result = job.latest_result()
     if result is None or not result.exc_string:
@@ -386,7 +398,7 @@ def error_of(job: rq.job.Job) -> str:
     if not lines:
         return ""
     last_line = lines[-1]
-    # The last line of a traceback is "module.Class: message".
+    # The last line of a traceback is "module.Class: message". A class has no space in it.
     name, _, message = last_line.partition(": ")
     if " " in name or not message:
         return last_line

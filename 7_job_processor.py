@@ -58,7 +58,7 @@ def stream_of(queue_name: str) -> str:
 
 
 def to_json(value: object) -> str:
-    """Return `value` as JSON. If JSON has nothing for it, return its text as JSON."""
+    """Return `value` as JSON. If JSON can't express it, return its text as JSON."""
     try:
         return json.dumps(value)
     except (TypeError, ValueError, RecursionError):
@@ -103,7 +103,7 @@ class JobEvent(NamedTuple):
 def report_progress(completed: float, total: float) -> None:
     """Report that `completed` of `total` steps are done. Twin of `job.progress`.
 
-    Kue counts in whole percent, at most 100. Without steps it is 0 %.
+    Kue counts in whole percent, at most 100. If `total` is 0, it is 0 %.
     """
     job = get_current_job()
     if job is None:
@@ -144,9 +144,10 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class NotificationPool(WorkerPool):
-    """RQ's pool, but its workers are always `PatientWorker`, without further options.
+    """RQ's pool, for `PatientWorker` only. If one of them ends by an error, the pool ends too.
 
-    If one of them ends by an error, the pool ends too.
+    A worker is a fork of the process of the pool. A fork begins with what its parent has: the
+    modules that are imported, the signal handlers, the signals that are blocked.
     """
 
     def start_workers(self, **options) -> None:
@@ -161,15 +162,16 @@ class NotificationPool(WorkerPool):
     def start_worker(self, *args, **options) -> None:
         """Start a worker, unless the pool is to stop.
 
-        Signals are blocked meanwhile: they come when this is done. Just after the fork, the
-        child still has the signal handlers of the pool, and would stop the other workers.
+        Signals are blocked meanwhile: they come when this is done. Otherwise a signal that
+        comes to the worker just after the fork would call the handler of the pool there, which
+        stops all workers.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             if self.status != self.Status.STOPPED:
                 super().start_worker(*args, **options)
         finally:
-            # The child never comes here. It does this in `work`.
+            # The worker does not come here. It unblocks them in `work`, and ends after that.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def get_worker_process(self, name: str, burst: bool, **options) -> BaseProcess:
@@ -199,8 +201,8 @@ def work(name: str, queue_names: list[str], burst: bool) -> None:
     for signum in STOP_SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    # So that not every work horse has to import it. This file is running as the module
-    # `__main__`, but jobs name their function by the module `7_job_processor`.
+    # Import this file under the name that jobs have for it: it is running as `__main__`. Work
+    # horses, which are forks of this process, need not import it then.
     importlib.import_module("7_job_processor")
     client = redis_client.create_client()
     processor_6.PatientWorker(queue_names, name=name, connection=client).work(burst)

@@ -1,6 +1,7 @@
 """Task 10: the job creation function. The twin of 8-job.js; test_8_job.py tests it.
 
-`rq worker push_notification_code_3`, in another terminal, runs the job.
+`rq worker push_notification_code_3`, in another terminal, runs the job: the function is that
+of task 9.
 """
 
 import importlib
@@ -33,8 +34,8 @@ def create_push_notifications_jobs(jobs: list[dict], queue: Queue) -> list[Job]:
     """
     if not isinstance(jobs, (list, tuple)):
         raise TypeError("Jobs is not an array")
-    for position, job in enumerate(jobs):
-        fault = fault_of(job)
+    for position, entry in enumerate(jobs):
+        fault = fault_of(entry)
         if fault:
             raise ValueError(f"jobs[{position}] {fault}")
     return creator_7.queue_jobs(jobs, queue)
@@ -49,14 +50,14 @@ def main() -> None:
 # The exercise ends here. What follows finds entries that would fail later, in a worker.
 
 
-def fault_of(job: object) -> str | None:
+def fault_of(entry: object) -> str | None:
     """Return what is wrong with an entry of `jobs`, None if it is right."""
-    if not isinstance(job, dict):
+    if not isinstance(entry, dict):
         return "is not a dict"
     for key in ("phoneNumber", "message"):
-        if key not in job:
+        if key not in entry:
             return f"has no {key}"
-        if not isinstance(job[key], str):
+        if not isinstance(entry[key], str):
             return f"has a {key} that is not a string"
     return None
 

@@ -183,8 +183,8 @@ class Server(ThreadingMixIn, WSGIServer):
     def request_stop(self, signum, frame) -> None:
         """Let `serve_forever` return. This is the handler for Ctrl-C and SIGTERM.
 
-        `shutdown` waits until `serve_forever` has returned. In this thread, which runs that,
-        it would wait for ever.
+        `shutdown` waits until `serve_forever` has returned. The main thread is inside of
+        `serve_forever`, also while it runs this handler, so another thread must wait.
         """
         Thread(target=self.shutdown).start()
 
@@ -216,7 +216,7 @@ class Server(ThreadingMixIn, WSGIServer):
         `ThreadingMixIn` waits for its threads: they finish their answers.
         """
         self.is_stopping = True
-        # A thread that waits for a request now reads the end of its connection.
+        # A thread that waits for a request gets the end of the connection at once.
         for connection in self.connections.copy():
             try:
                 connection.shutdown(socket.SHUT_RD)
@@ -238,15 +238,35 @@ def read_the_rest(connection: socket.socket) -> None:
         time_left = end - time.monotonic()
 
 
+class WholeLines(io.BufferedReader):
+    """A reader for which the end of the connection is not the end of a line.
+
+    Otherwise, if a client leaves in the middle of a request, it would look like a whole one.
+    """
+
+    def readline(self, size: int = -1) -> bytes:
+        """Return a line with its end, or the first `size` bytes of a longer line.
+
+        Raises ConnectionError if the client has left before the end of the line.
+        """
+        line = super().readline(size)
+        is_whole = line.endswith(b"\n")
+        is_longer = len(line) == size
+        if not is_whole and not is_longer:
+            raise ConnectionError("The client has left in the middle of a request")
+        return line
+
+
 class RequestHandler(WSGIRequestHandler):
     """Answers the requests of a connection, one after the other.
 
-    Its thread calls `setup`, then `handle`. `handle` calls the rest.
+    `Server` starts a thread for each connection. It calls `setup`, `handle`, which calls the
+    rest, and at its end `Server.shutdown_request`.
     """
 
     # Keep connections open.
     protocol_version = "HTTP/1.1"
-    # For a request without a version. To the default, 0.9, belongs an answer without a status.
+    # What a request without a version gets. With the default, 0.9, it would get no status.
     default_request_version = "HTTP/1.0"
     # For the socket, in seconds.
     timeout = IDLE_TIMEOUT
@@ -280,8 +300,8 @@ class RequestHandler(WSGIRequestHandler):
         if not self.parse_request():
             # An error has been sent, or the line was empty.
             return
-        # wsgiref would log a client that leaves as an error of `app`. So collect the answer
-        # first, and send it then.
+        # If the client leaves during the answer, wsgiref logs that as an error of `app`. So
+        # collect the answer here, and send it below.
         content = io.BytesIO()
         handler = AnswerHandler(
             self.rfile, content, self.get_stderr(), self.get_environ()
@@ -312,7 +332,7 @@ class RequestHandler(WSGIRequestHandler):
     def parse_request(self) -> bool:
         """Read the head of a request. Decide whether its answer is the last one.
 
-        `http.server` only knows `close` as the one word of its header.
+        `http.server` understands `Connection: close`, but not `Connection: TE, close`.
         """
         if not super().parse_request():
             self.close_connection = True
@@ -322,16 +342,20 @@ class RequestHandler(WSGIRequestHandler):
         return True
 
     def wants_close(self) -> bool:
-        """Return whether there is a `Connection: close`, as in `Connection: TE, close`."""
+        """Return whether `close` is one of the words of the `Connection` headers."""
         words = ",".join(self.headers.get_all("Connection", [])).lower().split(",")
         return "close" in [word.strip() for word in words]
 
     def has_body(self) -> bool:
-        """Return whether a body may follow. It must not be read as the next request."""
+        """Return whether a body may follow.
+
+        Nobody reads a body here. If the connection went on, it would be taken for the next
+        request, and an attacker can hide one there. So any sign of a body counts.
+        """
         if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
             return True
-        # A line that Python could not parse, such as "Content-Length : 9". What follows it is
-        # the payload, as in a mail.
+        # There is a line that Python can't parse, such as "Content-Length : 9". Python's parser,
+        # which is that for mails, takes it for the beginning of the payload.
         if self.headers.defects or self.headers.get_payload():
             return True
         # A header of two lines. The second one may be "Content-Length: 9" after a space.
@@ -357,25 +381,6 @@ class AnswerHandler(ServerHandler):
         if self.request_handler.close_connection:
             self.headers["Connection"] = "close"
         return write
-
-
-class WholeLines(io.BufferedReader):
-    """A reader for which the end of the connection is not the end of a line.
-
-    Otherwise, if a client leaves in the middle of a request, it would look like a whole one.
-    """
-
-    def readline(self, size: int = -1) -> bytes:
-        """Return a line with its end, or the first `size` bytes of a longer line.
-
-        Raises ConnectionError if the client has left before the end of the line.
-        """
-        line = super().readline(size)
-        is_whole = line.endswith(b"\n")
-        is_longer = len(line) == size
-        if not is_whole and not is_longer:
-            raise ConnectionError("The client has left in the middle of a request")
-        return line
 
 
 if __name__ == "__main__":
