@@ -48,6 +48,10 @@ def main() -> None:
 # The exercise ends here. The rest is for a second reading: how every script reaches Redis,
 # runs and ends.
 
+# Clients are made by `from_url`. Unlike `Redis()`, it lets them send each command only once:
+# otherwise a job could be queued twice.
+# Clients are made by `from_url`. Unlike `Redis()`, it lets them send each command only once:
+# otherwise a job could be queued twice.
 DEFAULTS = {
     # How many seconds connecting may take. An answer of Redis may take 5, redis-py's default.
     "socket_connect_timeout": 0.5,
@@ -138,9 +142,9 @@ def is_well_formed(url: str) -> bool:
         redis.ConnectionPool.from_url(url, **DEFAULTS).make_connection()
         # A host that can't be looked up, such as "a..b". (IDNA is how names of hosts are sent.)
         options.get("host", "").encode("idna")
+        return has_clear_address(url) and has_allowed_options(options)
     except (ValueError, TypeError, redis.RedisError):
         return False
-    return has_clear_address(url) and has_allowed_options(options)
 
 
 def has_clear_address(url: str) -> bool:

@@ -66,8 +66,8 @@ class PatientRetry(Retry):
     """Sends a command again and again while Redis is away or full."""
 
     def __init__(self):
-        # `call_with_retry` below makes no use of these, but redis-py reads them. For it, -1
-        # retries stand for no limit.
+        # `call_with_retry` below makes no use of these, but redis-py reads the number of
+        # retries elsewhere. -1 stands for no limit.
         super().__init__(NoBackoff(), retries=-1, supported_errors=AWAY_OR_FULL)
 
     def call_with_retry(
@@ -80,8 +80,8 @@ class PatientRetry(Retry):
         """Call `do` until it succeeds. redis-py calls this for each command.
 
         `do` sends the command. `fail` closes the connection, so that `do` opens another. In a
-        transaction, `fail` also raises `WatchError`, which leaves this loop, and RQ begins the
-        transaction again.
+        transaction that watches a key, `fail` also raises `WatchError`, which leaves this loop,
+        and RQ begins the transaction again.
 
         redis-py's own method waits after `fail`, so not in a transaction: RQ would begin again
         and again without a pause. This one waits before `fail`. It treats the other arguments
@@ -131,7 +131,7 @@ class DueJobs(RQScheduler):
         settings["socket_timeout"] = LOOK_TIMEOUT
         # It sends each command only once. If the answer to a transaction was lost, and the
         # transaction was sent again, its jobs would be queued twice.
-        settings["retry"] = Retry(NoBackoff(), retries=0)
+        self.connection.set_retry(Retry(NoBackoff(), retries=0))
 
     def enqueue(self) -> None:
         """Queue the jobs that are due, except in queues that another worker has locked.
@@ -236,7 +236,7 @@ class Patient(BaseWorker):
         RQ's own method logs the error, and returns as if all were well.
         """
         options["with_scheduler"] = False
-        # It may be called more than once.
+        # It may be called more than once; but a stop is for good.
         self.jobs_done = 0
         self.is_done = False
         self.has_ended.clear()
@@ -273,7 +273,7 @@ class Patient(BaseWorker):
     def dequeue_timeout(self) -> int:
         """How long RQ waits for a job, in seconds.
 
-        When Redis does not answer for 10 seconds more, RQ tries another connection.
+        RQ gives the connection a time-out of 10 seconds more: its `connection_timeout`.
         """
         return DEQUEUE_TIMEOUT
 
@@ -292,26 +292,20 @@ class Patient(BaseWorker):
     def run_maintenance_tasks(self) -> None:
         """Stop here, or do what is due between two jobs.
 
-        RQ's own method only looks for abandoned jobs: see `care_for_abandoned_jobs`.
+        RQ's own method looks for the jobs that dead workers have left behind, and fails them.
         """
         if self.is_stopping:
             raise StopRequested
-        if time.monotonic() < self.next_look:
-            return
-        self.next_look = time.monotonic() + LOOK_INTERVAL
-        self.due_jobs.enqueue()
-        self.care_for_abandoned_jobs()
-
-    def care_for_abandoned_jobs(self) -> None:
-        """Fail the jobs that dead workers have left behind, if it is time to look for them."""
+        if time.monotonic() >= self.next_look:
+            self.next_look = time.monotonic() + LOOK_INTERVAL
+            self.due_jobs.enqueue()
         self.notice_absence()
-        if time.monotonic() < self.next_maintenance:
-            return
-        super().run_maintenance_tasks()
-        self.next_maintenance = time.monotonic() + MAINTENANCE_INTERVAL
+        if time.monotonic() >= self.next_maintenance:
+            super().run_maintenance_tasks()
+            self.next_maintenance = time.monotonic() + MAINTENANCE_INTERVAL
 
     def notice_absence(self) -> None:
-        """After a gap, postpone the look for abandoned jobs.
+        """After a gap, postpone the look for the jobs of dead workers.
 
         In the gap Redis was away, or the machine was asleep, or its clock was set. The jobs
         of other workers look abandoned then, until these have given a sign of life.
@@ -346,13 +340,16 @@ class Patient(BaseWorker):
         self.jobs_done += 1
 
     def handle_exception(self, job: Job, *exc_info) -> None:
-        """Log the error of a job with its traceback, unless it is a `NotificationError`.
+        """Log the error of a job with its traceback, unless it was to be expected.
 
         RQ fails the job after this. RQ's own method also calls the exception handlers of the
-        worker; a `NotificationError` does not reach them.
+        worker; an expected error does not reach them.
         """
         error_class, _, _ = exc_info
         if issubclass(error_class, NotificationError):
+            return
+        if self.has_given_up:
+            # A `PatientSimpleWorker`, in which the second signal has ended the job.
             return
         super().handle_exception(job, *exc_info)
 
@@ -372,8 +369,8 @@ class Patient(BaseWorker):
         just handed over would be lost. So the error is dropped here.
         """
         if os.getpid() != self.pid:
-            # This is a work horse that RQ has just forked. It has no handlers of its own yet,
-            # and must run its job.
+            # This is a fork, such as a work horse that has no handlers of its own yet. It must
+            # go on.
             return
         self.is_stopping = True
         threading.Thread(target=self.enforce_stop, daemon=True).start()
@@ -438,8 +435,8 @@ class PatientWorker(Patient, Worker):
 
         RQ kills the horse if the job has started too long ago: a minute longer than it may
         take. But the time for which the machine was asleep, or this worker waited for Redis,
-        must not count. So the start of the job is corrected: it is as many intervals ago as
-        there were.
+        must not count. So the start of the job, from which RQ computes `now() - started_at`,
+        is corrected: it is as many intervals ago as there were.
         """
         try:
             return super().wait_for_horse()
@@ -473,8 +470,10 @@ class PatientSimpleWorker(Patient, SimpleWorker):
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run a job, and count it. No heartbeat comes meanwhile, but this is no absence."""
+        begin = time.monotonic()
         super().execute_job(job, queue)
-        self.last_seen = time.time()
+        # While the machine sleeps, this clock stops. So a sleep still leaves a gap.
+        self.last_seen += time.monotonic() - begin
 
 
 if __name__ == "__main__":

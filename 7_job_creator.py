@@ -62,6 +62,7 @@ def main() -> None:
 
 logger = redis_client.logger
 JobEvent = processor_7.JobEvent
+JobStatus = rq.job.JobStatus
 
 # A function that is called with a job, the name of an event, and its detail.
 Handler = Callable[[rq.job.Job, str, object], None]
@@ -81,8 +82,11 @@ def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
     Twin of `job.on(…)`. Returns the jobs, as `job.on` returns the job. The handler is
     called with a job, the name of an event and its detail: "progress" (percent), "complete"
     (what the job returned, through JSON), "failed attempt" or "failed" (the error). It gets
-    all events since the job was created. Queue the jobs with `HOOKS`, or their ends come
-    later.
+    all events since the job was created. When it is called with an end, RQ has recorded that.
+    Queue the jobs with `HOOKS`, or their ends come later.
+
+    Each queue with a client of its own takes a thread and a connection, however many calls
+    wait. So give the same client to all queues of the same name.
     """
     with followers_lock:
         follower = follower_of(queue)
@@ -116,6 +120,9 @@ def follower_of(queue: rq.Queue) -> "Follower":
     return follower
 
 
+# What happens to a job last.
+ENDS = ("complete", "failed")
+
 # How often RQ is asked, in seconds, which jobs have ended, in case an event is missing.
 CHECK_INTERVAL = 1
 # How many events are read at once, at most.
@@ -123,6 +130,8 @@ ENTRIES_AT_ONCE = 1000
 # The pause between two reads, in seconds. When jobs are many, more events are read at once,
 # and that leaves time to the workers.
 READ_PAUSE = 0.002
+# How many seconds RQ may take to record an end, after its event has been read.
+RECORD_TIMEOUT = 1
 
 # Held while a handler is called: one at a time, as in JavaScript.
 handler_lock = threading.RLock()
@@ -196,8 +205,7 @@ class Follower(threading.Thread):
             if time.monotonic() > self.next_check:
                 self.handle_lost_ends()
             # This does not wait for long. When the script ends, Python waits for this thread.
-            entries = self.read(wait=CHECK_INTERVAL / 2)
-            self.handle_entries(entries, self.followed)
+            self.handle_news(wait=CHECK_INTERVAL / 2)
             time.sleep(READ_PAUSE)
         except redis_client.REFUSED as error:
             # Something else than reading the stream, after which `read` and `reread` go on.
@@ -207,6 +215,7 @@ class Follower(threading.Thread):
             # The stream keeps the events until Redis is back.
             time.sleep(0.5)
         except Exception:
+            # Try again, for as long as it takes: somebody may mend what is wrong.
             Follower.has_failed = True
             logger.exception("Unforeseen error while following %s", self.queue)
             time.sleep(1)
@@ -234,7 +243,8 @@ class Follower(threading.Thread):
             self.handle_entries(self.reread(start), added)
         for job_id, handlers in added.items():
             self.followed.setdefault(job_id, []).extend(handlers)
-        # Not before, so that they are still there after an error. More may have come since.
+        # Not before: after an error they must still be there, and `leave_if_done` must see that
+        # there are some. More may have come since.
         with followers_lock:
             del self.new_jobs[: len(new_jobs)]
 
@@ -259,6 +269,17 @@ class Follower(threading.Thread):
             self.report_refusal(error)
             return []
 
+    def handle_news(self, wait: float = 0) -> bool:
+        """Read the next entries, and handle them. Return whether there were any."""
+        entries = self.read(wait)
+        if not entries:
+            return False
+        self.handle_entries(entries, self.followed)
+        # Not before, so that after an error they are read again.
+        last_id, _ = entries[-1]
+        self.position = last_id
+        return True
+
     def read(self, wait: float = 0) -> list[tuple[bytes, dict]]:
         """Return the next entries of the stream. Wait for some, up to `wait` seconds.
 
@@ -280,8 +301,6 @@ class Follower(threading.Thread):
             return []
         # Like [(stream, [(id, fields), (id, fields)])].
         _, entries = answer[0]
-        last_id, _ = entries[-1]
-        self.position = last_id
         return entries
 
     def report_refusal(self, error: Exception) -> None:
@@ -290,26 +309,52 @@ class Follower(threading.Thread):
             return
         self.refusals.add(str(error))
         Follower.has_failed = True
-        logger.error("Progress can't be told, as Redis refuses: %s", error)
+        logger.error("Redis refuses what is needed to follow jobs: %s", error)
 
     def handle_entries(
         self, entries: list[tuple[bytes, dict]], followed: Followed
     ) -> None:
         """Handle the events in some entries of the stream, for the jobs in `followed`."""
+        events = []
         for entry_id, fields in entries:
             try:
                 event = JobEvent.read(fields)
             except (KeyError, ValueError):
                 logger.warning("%s in %s is no event", entry_id.decode(), self.stream)
                 continue
+            if event.job_id in followed:
+                events.append(event)
+        self.wait_for_records(events, followed)
+        for event in events:
             self.handle_event(event, followed)
+
+    def wait_for_records(self, events: list[JobEvent], followed: Followed) -> None:
+        """Wait until RQ has recorded the ends among `events`, for RECORD_TIMEOUT at most.
+
+        RQ calls the `HOOKS`, which write the event, just before that. A handler may want to
+        ask RQ for the job, to delete it or to requeue it.
+        """
+        jobs = []
+        for event in events:
+            if event.name in ENDS:
+                job, _ = followed[event.job_id][0]
+                jobs.append(job)
+        end = time.monotonic() + RECORD_TIMEOUT
+        while jobs and time.monotonic() < end:
+            still_started = []
+            for job, status in zip(jobs, self.statuses_of(jobs)):
+                if status == JobStatus.STARTED:
+                    still_started.append(job)
+            jobs = still_started
+            if jobs:
+                time.sleep(READ_PAUSE)
 
     def handle_event(self, event: JobEvent, followed: Followed) -> None:
         """Call the handlers of a job. After its end, remove it from `followed`."""
         if event.job_id not in followed:
             return
         handlers = followed[event.job_id]
-        if event.name in ("complete", "failed"):
+        if event.name in ENDS:
             del followed[event.job_id]
         for job, handler in handlers:
             try:
@@ -325,31 +370,34 @@ class Follower(threading.Thread):
         If a job has ended by itself, the event in the stream is the better one. So RQ is asked
         first, then the stream is read to its end, and what is left is handled last.
         """
-        begin = time.monotonic()
-        ends = self.ask_rq()
-        # To ask for thousands of jobs takes a while. So wait ten times as long until the next.
-        pause = max(CHECK_INTERVAL, 10 * (time.monotonic() - begin))
-        self.next_check = time.monotonic() + pause
-        entries = self.read()
-        while entries:
-            self.handle_entries(entries, self.followed)
-            entries = self.read()
-        for event in ends:
-            self.handle_event(event, self.followed)
-
-    def ask_rq(self) -> list[JobEvent]:
-        """Ask RQ for the followed jobs. Return an event for each that has ended."""
         jobs = []
         for handlers in self.followed.values():
             job, _ = handlers[0]
             jobs.append(job)
-        # All in one round trip.
+        begin = time.monotonic()
+        statuses = self.statuses_of(jobs)
+        # To ask for thousands of jobs takes a while. So wait ten times as long until the next.
+        pause = max(CHECK_INTERVAL, 10 * (time.monotonic() - begin))
+        self.next_check = time.monotonic() + pause
+        while self.handle_news():
+            pass
+        for job, status in zip(jobs, statuses):
+            if job.id in self.followed and has_ended(status):
+                self.handle_event(end_of(job, status), self.followed)
+
+    def statuses_of(self, jobs: list[rq.job.Job]) -> list[str | None]:
+        """Return the statuses of jobs in RQ, in one round trip. None is for a job that is gone."""
         with self.connection.pipeline(transaction=False) as pipe:
             for job in jobs:
                 pipe.hget(job.key, "status")
-            statuses = pipe.execute()
-        ends = [end_of(job, status) for job, status in zip(jobs, statuses)]
-        return [event for event in ends if event is not None]
+            answers = pipe.execute()
+        statuses: list[str | None] = []
+        for answer in answers:
+            if answer is None:
+                statuses.append(None)
+            else:
+                statuses.append(answer.decode())
+        return statuses
 
 
 def is_script_running() -> bool:
@@ -361,21 +409,24 @@ def is_script_running() -> bool:
     return False
 
 
-def end_of(job: rq.job.Job, status: bytes | None) -> JobEvent | None:
-    """Return the event for the end of a job with this status, None if it has not ended."""
+def has_ended(status: str | None) -> bool:
+    """Return whether a job with this status has ended."""
+    return status is None or status == JobStatus.FINISHED or status in creator_6.FAILED
+
+
+def end_of(job: rq.job.Job, status: str | None) -> JobEvent:
+    """Return the event for the end of a job that has ended with this status."""
     if status is None:
         return JobEvent(job.id, "failed", "the job is gone from Redis")
-    if status.decode() == rq.job.JobStatus.FINISHED:
+    if status == JobStatus.FINISHED:
         return JobEvent(job.id, "complete", result_of(job))
-    if status.decode() in creator_6.FAILED:
-        return JobEvent(job.id, "failed", error_of(job) or status.decode())
-    return None
+    return JobEvent(job.id, "failed", error_of(job) or status)
 
 
 def result_of(job: rq.job.Job) -> object:
-    """Return what a job returned, None if that can't be read here."""
+    """Return what a job returned, through JSON, or None if that can't be read here."""
     try:
-        return job.return_value()
+        return processor_7.through_json(job.return_value())
     except redis_client.AWAY:
         # `take_turn` waits, and asks again.
         raise
@@ -408,7 +459,8 @@ def error_of(job: rq.job.Job) -> str:
 # A program that follows jobs may also fork: it may start a process pool, or a worker of RQ. In
 # the child, only the thread that forks goes on. Whatever another thread has locked, such as
 # the output while it prints, stays locked there for ever. So a fork waits until no handler is
-# called, and nobody changes `followers`.
+# called, and nobody changes `followers`. The thread that has taken the locks goes on in parent
+# and child, and releases them in both.
 
 
 def before_fork() -> None:

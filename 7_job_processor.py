@@ -65,6 +65,11 @@ def to_json(value: object) -> str:
         return json.dumps(text_of(value))
 
 
+def through_json(value: object) -> object:
+    """Return `value` as it comes out of the stream."""
+    return json.loads(to_json(value))
+
+
 def text_of(value: object) -> str:
     """Return `str(value)`. If that fails or is empty, return the name of its class."""
     try:
@@ -91,7 +96,11 @@ class JobEvent(NamedTuple):
             "event": self.name,
             "detail": to_json(self.detail),
         }
-        connection.xadd(stream_of(queue_name), fields, maxlen=EVENTS_KEPT)
+        try:
+            connection.xadd(stream_of(queue_name), fields, maxlen=EVENTS_KEPT)
+        except redis_client.REFUSED as error:
+            # A job that has sent its message must not fail for that. RQ knows of its end.
+            redis_client.logger.error("Event of job %s is lost: %s", self.job_id, error)
 
     @classmethod
     def read(cls, fields: dict[bytes, bytes]) -> "JobEvent":
@@ -153,7 +162,7 @@ class NotificationPool(WorkerPool):
     def start_workers(self, **options) -> None:
         """Start all workers.
 
-        RQ sets its signal handlers only after that. Set them now, as a stop may come meanwhile.
+        RQ sets its signal handlers when all have started. A stop may come before.
         """
         for signum in STOP_SIGNALS:
             signal.signal(signum, self.request_stop)
@@ -188,6 +197,7 @@ class NotificationPool(WorkerPool):
         RQ's own method removes the worker from the pool. Later, RQ starts another one.
         """
         super().handle_dead_worker(worker_data)
+        # It is 0 after a stop, negative after a `kill`, and 1 after an error.
         if worker_data.process.exitcode == 1:
             self.stop_workers()
             # Before it exits, Python waits for the other workers to end.

@@ -311,7 +311,7 @@ class RequestHandler(WSGIRequestHandler):
         self.send(content.getvalue())
 
     def send(self, content: bytes) -> None:
-        """Send an answer. Raises OSError if the client does not receive it in time."""
+        """Send an answer. Raises OSError if the client does not receive all of it in time."""
         self.connection.settimeout(SEND_TIMEOUT)
         self.connection.sendall(content)
         self.connection.settimeout(IDLE_TIMEOUT)
@@ -350,7 +350,8 @@ class RequestHandler(WSGIRequestHandler):
         """Return whether a body may follow.
 
         Nobody reads a body here. If the connection went on, it would be taken for the next
-        request, and an attacker can hide one there. So any sign of a body counts.
+        request, and an attacker can hide one there. So any sign of a body counts: in doubt, the
+        client has to connect again.
         """
         if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
             return True

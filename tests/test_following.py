@@ -239,13 +239,14 @@ def test_lost_events_are_made_up_for_from_what_rq_knows(queue, capsys):
     ]
 
 
-def test_a_lost_end_has_the_result_that_rq_has(queue):
+@pytest.mark.parametrize(("result", "detail"), [(42, 42), ((1, "a"), [1, "a"])])
+def test_a_lost_end_has_the_result_that_rq_has_through_json(queue, result, detail):
     heard = Heard()
-    job = queue.enqueue("copy.copy", 42)  # without the hooks
+    job = queue.enqueue("copy.copy", result)  # without the hooks
     creator_7.follow([job], queue, heard)
     work(queue.connection, queue)
     wait_for_followers()
-    assert heard == [("complete", 42)]
+    assert heard == [("complete", detail)]
 
 
 def test_a_result_that_cannot_be_read_here_keeps_no_other_end_back(queue, caplog):

@@ -208,6 +208,26 @@ def a_job_lost_on_its_way_to_a_killed_worker_is_failed(start, start_redis):
         assert following.until_all_ended() == ["Job was stuck in intermediate queue."]
 
 
+@scenario
+def a_handler_finds_that_rq_has_recorded_the_end_with_which_it_is_called(
+    start, start_redis
+):
+    server = start_redis()
+    start_processor(start, server)
+    queue = Queue(QUEUE, connection=server.rq_connection)
+    statuses = []
+
+    def note_status(job, event, detail):
+        if event in creator_7.ENDS:
+            statuses.append((event, job.get_status()))
+
+    jobs = [queue.prepare_data("time.time", **creator_7.processor_7.HOOKS)] * 30
+    jobs += [queue.prepare_data("time.fail", **creator_7.processor_7.HOOKS)] * 30
+    creator_7.follow(queue.enqueue_many(jobs), queue, note_status)
+    wait_until(lambda: len(statuses) == 60)
+    assert set(statuses) == {("complete", "finished"), ("failed", "failed")}
+
+
 # Creators that are stopped, forked, or not allowed to read.
 
 
@@ -304,9 +324,9 @@ def a_creator_that_cannot_read_the_stream_says_so_and_tells_the_ends(
     start_processor(start, server)
     assert creator.end() == 1
     [error] = creator.errors
-    assert error.startswith("Progress can't be told, as Redis refuses: ")
-    ends = [line for line in creator.lines if "completed" in line or "failed" in line]
-    assert len(ends) == 11
+    assert error.startswith("Redis refuses what is needed to follow jobs: ")
+    text = "\n".join(creator.lines)
+    assert (text.count("completed"), text.count("failed")) == (9, 2)
 
 
 @pytest.mark.parametrize("scenario", scenario.collected)

@@ -83,10 +83,8 @@ def test_no_unit_is_sold_twice_by_two_processes_to_64_clients(redis_server, serv
     assert answers == expected
 
 
-@scenario
-def every_one_of_150_requests_at_once_waits_for_a_slow_redis(start, start_redis):
-    redis_server = start_redis()
-    script, port = start_service(start, redis_server.url)
+def test_every_one_of_150_requests_at_once_waits_for_a_slow_redis(serve, redis_server):
+    script, port = serve(redis_server.url)
     redis_server.client.client_pause(200)
     answers = get_at_once(port, ["/list_products/1"] * 150)
     assert Counter(answer.status for answer in answers) == {200: 150}
@@ -114,10 +112,8 @@ def assert_stock_is_away(port: int) -> None:
     assert get(port, "/list_products").status == 200
 
 
-@scenario
-def redis_that_stops_and_starts_again_is_503_for_that_time(start, start_redis):
-    redis_server = start_redis()
-    script, port = start_service(start, redis_server.url)
+def test_redis_that_stops_and_starts_again_is_503_for_that_time(serve, redis_server):
+    script, port = serve(redis_server.url)
     get_at_once(port, ["/list_products/1"] * 20)  # leaves connections that will be dead
     assert get(port, "/reserve_product/1").body == confirmed(1)
     redis_server.stop()
@@ -129,10 +125,8 @@ def redis_that_stops_and_starts_again_is_503_for_that_time(start, start_redis):
     assert all(line.startswith("Stock is not available") for line in script.errors)
 
 
-@scenario
-def a_restart_of_redis_between_two_requests_shows_nowhere(start, start_redis):
-    redis_server = start_redis()
-    script, port = start_service(start, redis_server.url)
+def test_a_restart_of_redis_between_two_requests_shows_nowhere(serve, redis_server):
+    script, port = serve(redis_server.url)
     get_at_once(port, ["/list_products/1"] * 20)
     redis_server.stop()
     redis_server.start()
@@ -152,10 +146,8 @@ def frozen(redis: RedisServer) -> Iterator[None]:
         redis.process.send_signal(signal.SIGCONT)
 
 
-@scenario
-def redis_that_hangs_is_503_for_that_time(start, start_redis):
-    redis_server = start_redis()
-    script, port = start_service(start, redis_server.url)
+def test_redis_that_hangs_is_503_for_that_time(serve, redis_server):
+    script, port = serve(redis_server.url)
     assert get(port, "/reserve_product/1").body == confirmed(1)
     with frozen(redis_server):
         assert_stock_is_away(port)
@@ -167,6 +159,7 @@ def redis_that_hangs_is_503_for_that_time(start, start_redis):
 def redis_that_takes_no_writes_is_503_and_is_asked_once(start, start_redis):
     redis_server = start_redis()
     script, port = start_service(start, redis_server.url)
+    redis_server.require(6, 2)
     redis_server.client.client_pause(10_000, all=False)
     begin = time.monotonic()
     answer = get(port, "/reserve_product/1")

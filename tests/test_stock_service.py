@@ -164,6 +164,7 @@ def ctrl_c_and_sigterm_end_it_while_an_answer_finds_no_room(start, start_redis, 
 def ctrl_c_and_sigterm_end_it_after_the_answer_in_hand(start, start_redis):
     redis_server = start_redis()
     services = serve_two(start, redis_server.url)
+    redis_server.require(6, 2)
     redis_server.client.client_pause(10_000, all=False)  # those who write wait
     with ThreadPoolExecutor(2) as pool:
         answers = [pool.submit(get, port, "/reserve_product/1") for _, port in services]

@@ -348,6 +348,22 @@ def a_second_ctrl_c_gives_the_job_in_hand_up(start, start_redis):
     assert [job.get_status() for job in jobs] == ["started", "started"]
 
 
+@scenario
+def a_second_ctrl_c_fails_the_job_of_a_simple_worker_without_a_traceback(
+    start, start_redis
+):
+    server = start_redis()
+    with rq_command(SIMPLE_WORKER, server.url) as worker:
+        [job] = queue_sleep(server, 60, "simple")
+        wait_for_status(server, [job], "started")
+        worker.stop(signal.SIGINT)
+        pause(1.1)  # RQ takes a second signal within a second for the same
+        worker.stop(signal.SIGINT)
+        worker.end()
+        assert "Traceback" not in "".join(worker.errors)
+    assert job.get_status() == "failed"
+
+
 STOPPED_WHILE_IT_STARTS = """
 import importlib, os, signal
 processor_7 = importlib.import_module("7_job_processor")
