@@ -48,10 +48,8 @@ def main() -> None:
 # The exercise ends here. The rest is for a second reading: how every script reaches Redis,
 # runs and ends.
 
-# Clients are made by `from_url`. Unlike `Redis()`, it lets them send each command only once:
-# otherwise a job could be queued twice.
-# Clients are made by `from_url`. Unlike `Redis()`, it lets them send each command only once:
-# otherwise a job could be queued twice.
+# A client that `from_url` makes sends each command only once, unlike one of `Redis()`. So no
+# job is queued twice.
 DEFAULTS = {
     # How many seconds connecting may take. An answer of Redis may take 5, redis-py's default.
     "socket_connect_timeout": 0.5,
