@@ -66,13 +66,15 @@ JobStatus = rq.job.JobStatus
 
 # A function that is called with a job, the name of an event, and its detail.
 Handler = Callable[[rq.job.Job, str, object], None]
-# Jobs and their handlers, by the ids of the jobs: {"12": [(job, print_event)]}.
-Followed = dict[str, list[tuple[rq.job.Job, Handler]]]
+# A place in the stream, like the ids of its entries: milliseconds, by the clock of Redis, and
+# a number.
+Position = tuple[int, int]
+END_OF_STREAM: Position = (2**63, 0)
 
 # The threads that follow jobs, one for each queue.
 followers: list["Follower"] = []
-# Whoever changes `followers`, or the `new_jobs` of a follower, holds this lock. Otherwise a
-# follower could end just when `follow` gives it new jobs.
+# Whoever changes `followers`, or the `newcomers` of a follower, holds this lock. Otherwise a
+# follower could end just when `follow` gives it more jobs.
 followers_lock = threading.Lock()
 
 
@@ -90,7 +92,7 @@ def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
     """
     with followers_lock:
         follower = follower_of(queue)
-        follower.new_jobs += [(job, handler) for job in jobs]
+        follower.newcomers += [Following(job, handler) for job in jobs]
     return jobs
 
 
@@ -120,6 +122,16 @@ def follower_of(queue: rq.Queue) -> "Follower":
     return follower
 
 
+class Following:
+    """A job that is followed, and its handler."""
+
+    def __init__(self, job: rq.job.Job, handler: Handler):
+        self.job = job
+        self.handler = handler
+        # That of the last event with which the handler was called.
+        self.position: Position = (0, 0)
+
+
 # What happens to a job last.
 ENDS = ("complete", "failed")
 
@@ -142,7 +154,7 @@ class Follower(threading.Thread):
 
     In each turn, it
 
-    1. begins to follow the new jobs,
+    1. begins to follow the jobs with which `follow` was called,
     2. asks RQ, once a second, which jobs have ended,
     3. waits for events in the stream, and calls the handlers.
 
@@ -160,11 +172,12 @@ class Follower(threading.Thread):
         self.queue = queue
         self.connection = queue.connection
         self.stream = processor_7.stream_of(queue.name)
-        # The id of the last entry that was read.
-        self.position: str | bytes | None = None
-        # What `follow` was called with, until this thread has seen it.
-        self.new_jobs: list[tuple[rq.job.Job, Handler]] = []
-        self.followed: Followed = {}
+        # Up to here, the stream has been read.
+        self.position = END_OF_STREAM
+        # From `follow`, for the next turn.
+        self.newcomers: list[Following] = []
+        # By the ids of the jobs. More than one, if `follow` was called again for a job.
+        self.followed: dict[str, list[Following]] = {}
         self.next_check = time.monotonic() + CHECK_INTERVAL
         # What Redis has refused, so that nothing is logged twice.
         self.refusals: set[str] = set()
@@ -177,23 +190,23 @@ class Follower(threading.Thread):
                     return
                 self.take_turn()
         finally:
-            self.leave_if_not_done()
+            self.leave_anyway()
 
     def leave_if_done(self) -> bool:
         """Leave `followers` and return True if there is no job to follow."""
         with followers_lock:
-            if self.new_jobs or self.followed:
+            if self.newcomers or self.followed:
                 return False
             followers.remove(self)
             return True
 
-    def leave_if_not_done(self) -> None:
-        """Leave `followers` if there are still jobs to follow, and note a failure.
+    def leave_anyway(self) -> None:
+        """Leave `followers`. It is a failure if there are still jobs to follow.
 
-        The script has ended, or a handler has called `sys.exit()`.
+        The script has ended then, or a handler has called `sys.exit()`.
         """
         with followers_lock:
-            # It is not there any more if `leave_if_done` has returned True.
+            # Otherwise, `leave_if_done` has done it.
             if self in followers:
                 followers.remove(self)
                 Follower.has_failed = True
@@ -201,14 +214,14 @@ class Follower(threading.Thread):
     def take_turn(self) -> None:
         """Do what the docstring of the class says."""
         try:
-            self.add_new_jobs()
+            self.admit_newcomers()
             if time.monotonic() > self.next_check:
                 self.handle_lost_ends()
             # This does not wait for long. When the script ends, Python waits for this thread.
             self.handle_news(wait=CHECK_INTERVAL / 2)
             time.sleep(READ_PAUSE)
         except redis_client.REFUSED as error:
-            # Something else than reading the stream, after which `read` and `reread` go on.
+            # This is about another command than that of `read`, which goes on by itself.
             self.report_refusal(error)
             time.sleep(1)
         except redis_client.AWAY:
@@ -220,64 +233,46 @@ class Follower(threading.Thread):
             logger.exception("Unforeseen error while following %s", self.queue)
             time.sleep(1)
 
-    def add_new_jobs(self) -> None:
-        """Begin to follow the new jobs.
+    def admit_newcomers(self) -> None:
+        """Begin to follow the newcomers.
 
-        If this thread has read the stream already, their first events may have been there. It
-        reads that part again, for the new jobs only: the handlers of the other jobs have been
-        called.
+        Their first events may have been read already. So go back in the stream, to where the
+        jobs were created. `handle_event` calls no handler twice for the same event.
         """
         with followers_lock:
-            new_jobs = self.new_jobs.copy()
-        if not new_jobs:
+            newcomers = self.newcomers.copy()
+        if not newcomers:
             return
-        added: Followed = {}
-        for job, handler in new_jobs:
-            added.setdefault(job.id, []).append((job, handler))
-        start = self.position_before(new_jobs)
-        if self.position is None:
-            # Nothing has been read yet.
-            self.position = start
-        else:
-            # This removes the jobs that have ended from `added`.
-            self.handle_entries(self.reread(start), added)
-        for job_id, handlers in added.items():
-            self.followed.setdefault(job_id, []).extend(handlers)
-        # Not before: after an error they must still be there, and `leave_if_done` must see that
-        # there are some. More may have come since.
+        jobs = [following.job for following in newcomers]
+        self.position = min(self.position, self.position_before(jobs))
+        for following in newcomers:
+            self.followed.setdefault(following.job.id, []).append(following)
         with followers_lock:
-            del self.new_jobs[: len(new_jobs)]
+            # More may have come meanwhile.
+            del self.newcomers[: len(newcomers)]
 
-    def position_before(self, new_jobs: list[tuple[rq.job.Job, Handler]]) -> str:
+    def position_before(self, jobs: list[rq.job.Job]) -> Position:
         """Return a position in the stream from before the jobs were created.
 
-        A position is a time in milliseconds, by the clock of Redis. From it, subtract the age
-        of the oldest job, by the clock of this machine, as the two clocks may differ. (If
-        another machine, with a wrong clock, has created the jobs, first events may be missed.)
+        The clock of Redis may differ from the one here. So only the age of the oldest job is
+        taken from here. (If another machine, with a wrong clock, has created the jobs, their
+        first events may be missed.)
         """
-        created_at = min(job.created_at.timestamp() for job, _ in new_jobs)
+        created_at = min(job.created_at.timestamp() for job in jobs)
         age = int(time.time() - created_at)
         now, _ = self.connection.time()
-        # Both are rounded down to seconds. Two seconds more make up for that.
-        return str(1000 * max(0, now - age - 2))
-
-    def reread(self, start: str) -> list[tuple[bytes, dict]]:
-        """Return the entries from `start` to the last one that was read."""
-        try:
-            return self.connection.xrange(self.stream, start, self.position)
-        except redis_client.REFUSED as error:
-            self.report_refusal(error)
-            return []
+        # `age` and `now` are rounded down to seconds. Two seconds more make up for that.
+        return 1000 * (now - age - 2), 0
 
     def handle_news(self, wait: float = 0) -> bool:
         """Read the next entries, and handle them. Return whether there were any."""
         entries = self.read(wait)
         if not entries:
             return False
-        self.handle_entries(entries, self.followed)
-        # Not before, so that after an error they are read again.
+        self.handle_entries(entries)
+        # If there was an error, such as that Redis is away, they are read again.
         last_id, _ = entries[-1]
-        self.position = last_id
+        self.position = position_of(last_id)
         return True
 
     def read(self, wait: float = 0) -> list[tuple[bytes, dict]]:
@@ -285,13 +280,15 @@ class Follower(threading.Thread):
 
         If Redis refuses to read it, there are none. RQ still knows which jobs have ended.
         """
+        milliseconds, number = self.position
+        last_id = f"{milliseconds}-{number}"
         # Milliseconds. 0 would be for ever, None is not at all.
         block = None
         if wait > 0:
             block = max(1, int(1000 * wait))
         try:
             answer = self.connection.xread(
-                {self.stream: self.position}, count=ENTRIES_AT_ONCE, block=block
+                {self.stream: last_id}, count=ENTRIES_AT_ONCE, block=block
             )
         except redis_client.REFUSED as error:
             self.report_refusal(error)
@@ -311,34 +308,31 @@ class Follower(threading.Thread):
         Follower.has_failed = True
         logger.error("Redis refuses what is needed to follow jobs: %s", error)
 
-    def handle_entries(
-        self, entries: list[tuple[bytes, dict]], followed: Followed
-    ) -> None:
-        """Handle the events in some entries of the stream, for the jobs in `followed`."""
-        events = []
+    def handle_entries(self, entries: list[tuple[bytes, dict]]) -> None:
+        """Handle the events in some entries of the stream, as far as their jobs are followed."""
+        news = []
+        ended = []
         for entry_id, fields in entries:
             try:
                 event = JobEvent.read(fields)
             except (KeyError, ValueError):
                 logger.warning("%s in %s is no event", entry_id.decode(), self.stream)
                 continue
-            if event.job_id in followed:
-                events.append(event)
-        self.wait_for_records(events, followed)
-        for event in events:
-            self.handle_event(event, followed)
-
-    def wait_for_records(self, events: list[JobEvent], followed: Followed) -> None:
-        """Wait until RQ has recorded the ends among `events`, for RECORD_TIMEOUT at most.
-
-        RQ calls the `HOOKS`, which write the event, just before that. A handler may want to
-        ask RQ for the job, to delete it or to requeue it.
-        """
-        jobs = []
-        for event in events:
+            if event.job_id not in self.followed:
+                continue
+            news.append((event, position_of(entry_id)))
             if event.name in ENDS:
-                job, _ = followed[event.job_id][0]
-                jobs.append(job)
+                ended.append(self.followed[event.job_id][0].job)
+        self.wait_for_records(ended)
+        for event, position in news:
+            self.handle_event(event, position)
+
+    def wait_for_records(self, jobs: list[rq.job.Job]) -> None:
+        """Wait until RQ has recorded that the jobs have ended, for RECORD_TIMEOUT at most.
+
+        RQ calls the `HOOKS`, which write the event, before it records the end. A handler may
+        want to ask RQ for the job, to delete it or to requeue it.
+        """
         end = time.monotonic() + RECORD_TIMEOUT
         while jobs and time.monotonic() < end:
             still_started = []
@@ -349,17 +343,21 @@ class Follower(threading.Thread):
             if jobs:
                 time.sleep(READ_PAUSE)
 
-    def handle_event(self, event: JobEvent, followed: Followed) -> None:
-        """Call the handlers of a job. After its end, remove it from `followed`."""
-        if event.job_id not in followed:
-            return
-        handlers = followed[event.job_id]
+    def handle_event(self, event: JobEvent, position: Position) -> None:
+        """Call the handlers of a job that have not been called for this position, or later.
+
+        After its end, a job is followed no more.
+        """
+        followings = self.followed.get(event.job_id, [])
         if event.name in ENDS:
-            del followed[event.job_id]
-        for job, handler in handlers:
+            self.followed.pop(event.job_id, None)
+        for following in followings:
+            if following.position >= position:
+                continue
+            following.position = position
             try:
                 with handler_lock:
-                    handler(job, event.name, event.detail)
+                    following.handler(following.job, event.name, event.detail)
             except Exception:
                 Follower.has_failed = True
                 logger.exception("Error in a handler of job %s", event.job_id)
@@ -370,10 +368,7 @@ class Follower(threading.Thread):
         If a job has ended by itself, the event in the stream is the better one. So RQ is asked
         first, then the stream is read to its end, and what is left is handled last.
         """
-        jobs = []
-        for handlers in self.followed.values():
-            job, _ = handlers[0]
-            jobs.append(job)
+        jobs = [followings[0].job for followings in self.followed.values()]
         begin = time.monotonic()
         statuses = self.statuses_of(jobs)
         # To ask for thousands of jobs takes a while. So wait ten times as long until the next.
@@ -383,7 +378,7 @@ class Follower(threading.Thread):
             pass
         for job, status in zip(jobs, statuses):
             if job.id in self.followed and has_ended(status):
-                self.handle_event(end_of(job, status), self.followed)
+                self.handle_event(end_of(job, status), END_OF_STREAM)
 
     def statuses_of(self, jobs: list[rq.job.Job]) -> list[str | None]:
         """Return the statuses of jobs in RQ, in one round trip. None is for a job that is gone."""
@@ -398,6 +393,12 @@ class Follower(threading.Thread):
             else:
                 statuses.append(answer.decode())
         return statuses
+
+
+def position_of(entry_id: bytes) -> Position:
+    """Return the position of an entry of the stream. Its id is like b"1700000000000-0"."""
+    milliseconds, _, number = entry_id.decode().partition("-")
+    return int(milliseconds), int(number)
 
 
 def is_script_running() -> bool:

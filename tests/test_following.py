@@ -394,13 +394,13 @@ def test_an_error_that_nobody_foresaw_while_reading_is_told_and_is_not_the_end(
     queue, caplog, monkeypatch
 ):
     heard = Heard()
-    add = creator_7.Follower.add_new_jobs
+    admit = creator_7.Follower.admit_newcomers
 
-    def add_and_fail_once(follower):
-        monkeypatch.setattr(creator_7.Follower, "add_new_jobs", add)
+    def admit_and_fail_once(follower):
+        monkeypatch.setattr(creator_7.Follower, "admit_newcomers", admit)
         raise KeyError("nobody foresaw this")
 
-    monkeypatch.setattr(creator_7.Follower, "add_new_jobs", add_and_fail_once)
+    monkeypatch.setattr(creator_7.Follower, "admit_newcomers", admit_and_fail_once)
     follow(queue, "copy.copy", 1, handler=heard)
     work(queue.connection, queue)
     with pytest.raises(SystemExit, match="^1$"):
