@@ -313,6 +313,20 @@ def test_one_thread_follows_the_jobs_of_all_calls_of_a_queue(queue, fake_redis):
     assert threads() == 2
 
 
+def test_a_later_call_tells_no_handler_the_same_twice(queue):
+    first, other, again = Heard(), Heard(), Heard()
+    job = follow(queue, "copy.copy", 1, handler=first)
+    processor_7.JobEvent(job.id, "progress", 10).write(queue.connection, "q")
+    wait_until(lambda: first)
+    follow(queue, "copy.copy", 2, handler=other)
+    creator_7.follow([job], queue, again)
+    wait_until(lambda: again)
+    work(queue.connection, queue)
+    wait_for_followers()
+    assert other == [("complete", 2)]
+    assert first == again == [("progress", 10), ("complete", 1)]
+
+
 def test_jobs_that_are_not_queued_are_not_followed(queue):
     queue.connection.set("rq:queue:q", "no list")
     with pytest.raises(Exception, match="WRONGTYPE"):

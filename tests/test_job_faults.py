@@ -235,12 +235,12 @@ def test_a_creator_that_was_stopped_tells_all_that_it_missed(start, redis_server
     creator = start("7_job_creator.py", redis_server.url)
     creator.wait_for("created", 11)
     os.kill(creator.process.pid, signal.SIGSTOP)
-    work(redis_server.rq_connection, QUEUE)
     with redis_server.rq_connection.pipeline() as pipe:
         for number in range(3000):  # of jobs of others, more than are read at once
             event = creator_7.JobEvent(f"other {number}", "progress", 50)
             event.write(pipe, QUEUE)
         pipe.execute()
+    work(redis_server.rq_connection, QUEUE)
     time.sleep(1.1)  # so that it has heard nothing for long enough to ask RQ
     os.kill(creator.process.pid, signal.SIGCONT)
     assert creator.end() == 0
