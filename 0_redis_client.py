@@ -48,8 +48,7 @@ def main() -> None:
 # The exercise ends here. The rest is for a second reading: how every script reaches Redis,
 # runs and ends.
 
-# A client that `from_url` makes sends each command only once, unlike one of `Redis()`. So no
-# job is queued twice.
+# How the clients of the scripts differ from redis-py's.
 DEFAULTS = {
     # How many seconds connecting may take. An answer of Redis may take 5, redis-py's default.
     "socket_connect_timeout": 0.5,
@@ -63,9 +62,8 @@ DEFAULTS = {
 ANSWER_AT_ONCE = {
     # The limit for each answer of Redis, in seconds.
     "socket_timeout": 0.5,
-    # Never try again, and after no error (`supported_errors`). Otherwise, when redis-py loses
-    # the connection in a transaction, it raises the error for a key that has changed, and the
-    # transaction begins again.
+    # With this, an error of the connection ends a transaction. By default, redis-py takes it
+    # for a sign that the key has changed, and the transaction begins again.
     "retry": Retry(NoBackoff(), retries=0, supported_errors=()),
     # Each request that is being answered needs a connection. The default is 100.
     "max_connections": 10_000,
@@ -73,8 +71,8 @@ ANSWER_AT_ONCE = {
 
 # redis-py raises one of these while Redis is away or does not answer.
 AWAY = (redis.ConnectionError, redis.TimeoutError)
-# It raises one of these if Redis answers with an error. Who waits at AWAY, must catch REFUSED
-# first: a wrong password is a `ConnectionError`, too, but waiting does not help.
+# It raises one of these if Redis answers with an error. Code that waits after AWAY must catch
+# REFUSED before it: a wrong password is in both, and waiting does not help.
 REFUSED = (redis.ResponseError, redis.AuthenticationError)
 
 # The log of all scripts. Like that of RQ, it goes to standard error.
@@ -148,7 +146,8 @@ def is_well_formed(url: str) -> bool:
 def has_clear_address(url: str) -> bool:
     """Return whether redis-py reads the address as it was meant."""
     parts = urlsplit(url)
-    # An unescaped "#" or "?" in a password, as in "redis://:pa#ss@host".
+    # An unescaped "#" or "?" in a password, as in "redis://:pa#ss@host": what follows it is not
+    # a part of the address.
     if parts.fragment or "@" in parts.query:
         return False
     if parts.scheme == "unix":
@@ -160,7 +159,7 @@ def has_clear_address(url: str) -> bool:
     # For port 0, redis-py would use 6379.
     if parts.port == 0:
         return False
-    # For a path that is no number, it would use database 0. The longest is LARGEST_NUMBER.
+    # For a path that is no number, it would use database 0. LARGEST_NUMBER has seven digits.
     return re.fullmatch("(/[0-9]{0,7})?", parts.path) is not None
 
 
@@ -190,6 +189,7 @@ class Output(io.FileIO):
         try:
             return super().write(data)
         except BrokenPipeError:
+            # As if all had been written, or it would be tried again.
             return len(data)
 
 
@@ -218,7 +218,8 @@ def run(main: Callable, *arguments) -> None:
     # and handle Ctrl-C.
     if sys.stdout is sys.__stdout__:
         prepare_process()
-    # Log warnings and errors. Setting a level would not do, as RQ sets those of its loggers.
+    # Log warnings and errors only. `disable` is also for loggers that have set a level
+    # themselves, as RQ's do.
     logging.basicConfig(format="%(message)s")
     logging.disable(logging.INFO)
     try:

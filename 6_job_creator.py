@@ -36,7 +36,7 @@ def main() -> None:
 
 # The exercise ends here. What follows numbers jobs as Kue does, and waits for one.
 
-# A job with one of these will not run any more.
+# A job with one of these statuses will not run any more.
 FAILED = {JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED}
 
 
@@ -66,20 +66,21 @@ def wait_for_end(job: Job) -> JobStatus:
     """
     while True:
         try:
-            # Wait for a result, for a second at most. A job that is tried again may have an old
-            # result: then this returns at once, as it does if Redis is away.
+            # Wait for a result, for a second at most.
             job.latest_result(timeout=1)
             status = job.get_status()
         except InvalidJobOperation:
             # `get_status` raises this if the job is gone.
             return JobStatus.FAILED
         except redis_client.REFUSED:
-            # Waiting would not help.
+            # Before AWAY, as with a wrong password: waiting would not help.
             raise
         except redis_client.AWAY:
             status = None
         if status == JobStatus.FINISHED or status in FAILED:
             return status
+        # Redis is away, or the job is tried again and has an old result: in both cases,
+        # `latest_result` has not waited.
         time.sleep(0.1)
 
 

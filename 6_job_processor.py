@@ -65,6 +65,9 @@ RETRY_INTERVAL = 0.5
 class PatientRetry(Retry):
     """Sends a command again and again while Redis is away or full."""
 
+    # When a command of this process has failed last, by `time.monotonic()`.
+    last_failure = float("-inf")
+
     def __init__(self):
         # `call_with_retry` below makes no use of these, but redis-py reads the number of
         # retries elsewhere. -1 stands for no limit.
@@ -80,12 +83,13 @@ class PatientRetry(Retry):
         """Call `do` until it succeeds. redis-py calls this for each command.
 
         `do` sends the command. `fail` closes the connection, so that `do` opens another. In a
-        transaction that watches a key, `fail` also raises `WatchError`, which leaves this loop,
+        transaction that watches a key, `fail` also raises `WatchError`. That leaves this loop,
         and RQ begins the transaction again.
 
-        redis-py's own method waits after `fail`, so not in a transaction: RQ would begin again
-        and again without a pause. This one waits before `fail`. It treats the other arguments
-        as redis-py does.
+        redis-py's own method calls `fail` first, and then waits. In a transaction, it never
+        comes to the wait, and RQ would begin again and again without a pause. So this one waits
+        first. `is_retryable` is asked whether to try again at all; `with_failure_count` says
+        that `fail` wants to know the number of failures.
         """
         failures = 0
         while True:
@@ -98,6 +102,7 @@ class PatientRetry(Retry):
                 if is_retryable is not None and not is_retryable(error):
                     raise
                 failures += 1
+                PatientRetry.last_failure = time.monotonic()
                 time.sleep(RETRY_INTERVAL)
                 if with_failure_count:
                     fail(error, failures)
@@ -126,7 +131,7 @@ class DueJobs(RQScheduler):
             serializer=serializer,
         )
         # `self.connection` is another client, which RQ makes with the settings of `connection`.
-        # It has not connected yet, so its settings can be changed.
+        # It has not connected yet, so its settings can be changed. This is the dict itself.
         settings = self.connection.get_connection_kwargs()
         settings["socket_timeout"] = LOOK_TIMEOUT
         # It sends each command only once. If the answer to a transaction was lost, and the
@@ -144,7 +149,7 @@ class DueJobs(RQScheduler):
             self.enqueue_scheduled_jobs()
             self.release_locks()
         except AWAY_OR_FULL:
-            # Or the password is wrong, at which the worker ends anyway.
+            # A wrong password is one of AWAY, too: it comes again with the next command.
             return
         except redis_client.REFUSED as error:
             # RQ takes the locks by a script. If Redis is full then, it says "OOM", out of
@@ -156,33 +161,30 @@ class DueJobs(RQScheduler):
 
 # The workers.
 
-# The times of a worker, in seconds.
+# All of these are seconds.
 
-# Between two jobs: how long it waits for a job, before it looks for other things to do, how
-# often it looks for delayed jobs that are due, and how often it asks, while it is suspended,
-# whether it still is.
+# How long a worker waits for a job, before it looks for other things to do.
 DEQUEUE_TIMEOUT = 1
+# How often it looks for delayed jobs that are due.
 LOOK_INTERVAL = 1
+# How often it asks, while it is suspended, whether it still is.
 SUSPENSION_INTERVAL = 0.5
-
-# Signs of life: how often a worker gives one, and how long Redis remembers a worker that gives
-# none. (To the second, RQ adds 60.)
+# How often it gives a sign of life.
 HEARTBEAT_INTERVAL = 1
+# How long Redis remembers it without a sign of life. RQ adds 60.
 WORKER_TTL = 15
-
-# The job that it runs: how often RQ renews the lease. (A lease lasts for this, and 60 more.)
+# How often RQ renews the lease of the job that it runs. A lease lasts for 60 more.
 JOB_MONITORING_INTERVAL = 5
-
-# The jobs of dead workers: how often a worker looks for them. When it finds that it has not
-# been active itself for as long as ABSENCE, the others may have been asleep, too. So it gives
-# them some time for a sign of life, before it looks.
+# How often it looks for the jobs of dead workers.
 MAINTENANCE_INTERVAL = 5
+# If it has not been active for so long, other workers may have been asleep, too.
 ABSENCE = 30
-REST_AFTER_ABSENCE = 10
-
-# A stop: how long it may take, not counting the time for a job in hand, and how often it is
-# checked whether that is over.
+# How long it waits then for signs of life of the others, before it looks for dead workers. They
+# may need JOB_MONITORING_INTERVAL, 11 for a silent connection, and some for a new one.
+REST_AFTER_ABSENCE = 20
+# How long its stop may take, not counting the time for a job in hand.
 STOP_TIMEOUT = 1.5
+# How often it checks, while it stops, whether that time is over.
 STOP_INTERVAL = 0.1
 
 
@@ -198,7 +200,8 @@ class Patient(BaseWorker):
 
     Most methods here override one of RQ's, and call that by `super()`. In `PatientWorker`,
     Python looks for a method in `PatientWorker`, `Patient`, `Worker` and `BaseWorker`, in this
-    order. So `super()` is `Worker` here.
+    order. `super()` is not the parent of the class, but the next one in this order: in
+    `Patient`, it is `Worker`.
 
     A worker changes the `Retry` of the client that it is given. It sets `worker_ttl` and
     `job_monitoring_interval` itself, and ignores `with_scheduler`, which it does not need.
@@ -214,7 +217,8 @@ class Patient(BaseWorker):
         super().__init__(queues, name, connection=connection, **options)
         self.due_jobs = DueJobs(self.queues, connection, self.serializer)
         self.jobs_done = 0
-        # True when no job is left in a burst, or no job has come in `max_idle_time`.
+        # True when `work` was to end without a job: with `burst`, when the queue is empty, and
+        # with `max_idle_time`, after that time.
         self.is_done = False
         # True after a first signal: the worker ends when it has no job in hand.
         self.is_stopping = False
@@ -223,7 +227,8 @@ class Patient(BaseWorker):
         # Set when `work` is over.
         self.has_ended = threading.Event()
         # When this worker was last active, by `time.time()`. After a sleep of the machine, that
-        # clock shows a gap. 0 means never, so a worker begins as if after an absence.
+        # clock shows a gap. 0 means never, so a worker begins as if after an absence, and does
+        # no maintenance in a short burst.
         self.last_seen = 0.0
         # When each of these is due, by `time.monotonic()`, a clock that nobody sets.
         self.next_heartbeat = 0.0
@@ -259,8 +264,7 @@ class Patient(BaseWorker):
     def check_for_suspension(self, burst: bool) -> None:
         """Wait while `rq suspend` is in force.
 
-        RQ's own method would not notice a stop meanwhile. At the end it also sets the state of
-        the worker back. Here that is left to the wait for a job, which sets it anyway.
+        RQ's own method would not notice a stop meanwhile.
         """
         while is_suspended(self.connection, self) and not self.is_stopping:
             if burst:
@@ -273,7 +277,8 @@ class Patient(BaseWorker):
     def dequeue_timeout(self) -> int:
         """How long RQ waits for a job, in seconds.
 
-        RQ gives the connection a time-out of 10 seconds more: its `connection_timeout`.
+        RQ's `connection_timeout` is 10 seconds more: a connection that is silent for 11 seconds
+        is given up.
         """
         return DEQUEUE_TIMEOUT
 
@@ -305,15 +310,17 @@ class Patient(BaseWorker):
             self.next_maintenance = time.monotonic() + MAINTENANCE_INTERVAL
 
     def notice_absence(self) -> None:
-        """After a gap, postpone the look for the jobs of dead workers.
+        """Postpone the look for the jobs of dead workers after a gap, or if Redis was away.
 
-        In the gap Redis was away, or the machine was asleep, or its clock was set. The jobs
-        of other workers look abandoned then, until these have given a sign of life.
+        In the gap the machine was asleep, or its clock was set. The jobs of other workers look
+        abandoned then, until these have given a sign of life.
         """
         gap = time.time() - self.last_seen
+        self.last_seen = time.time()
         if gap > ABSENCE:
             self.next_maintenance = time.monotonic() + REST_AFTER_ABSENCE
-        self.last_seen = time.time()
+        earliest = PatientRetry.last_failure + REST_AFTER_ABSENCE
+        self.next_maintenance = max(self.next_maintenance, earliest)
 
     def heartbeat(self, timeout=None, pipeline=None) -> None:
         """Give a sign of life, once a second at most. RQ calls this three times for each job.
@@ -328,7 +335,10 @@ class Patient(BaseWorker):
         self.next_heartbeat = time.monotonic() + HEARTBEAT_INTERVAL
 
     def set_state(self, state: str, pipeline=None) -> None:
-        """Write the state to Redis if it has changed. RQ writes "idle" twice after each job."""
+        """Write the state to Redis if it has changed. RQ writes "idle" twice after each job.
+
+        RQ does not look at the answer, also not in a pipeline.
+        """
         if state != self.get_state():
             super().set_state(state, pipeline)
 
@@ -405,7 +415,7 @@ class Patient(BaseWorker):
             # A job in hand stops the clock, unless it is given up.
             if self.has_given_up or not self.has_job_in_hand():
                 time_left -= STOP_INTERVAL
-        # `sys.exit` would end this thread only.
+        # `sys.exit` would end this thread only. What is printed but not flushed is lost.
         os._exit(0)
 
     def has_job_in_hand(self) -> bool:
@@ -435,8 +445,8 @@ class PatientWorker(Patient, Worker):
 
         RQ kills the horse if the job has started too long ago: a minute longer than it may
         take. But the time for which the machine was asleep, or this worker waited for Redis,
-        must not count. So the start of the job, from which RQ computes `now() - started_at`,
-        is corrected: it is as many intervals ago as there were.
+        must not count. RQ computes `now() - started_at`. So pretend that the job has started as
+        many intervals ago as this worker has waited for it.
         """
         try:
             return super().wait_for_horse()
@@ -472,7 +482,8 @@ class PatientSimpleWorker(Patient, SimpleWorker):
         """Run a job, and count it. No heartbeat comes meanwhile, but this is no absence."""
         begin = time.monotonic()
         super().execute_job(job, queue)
-        # While the machine sleeps, this clock stops. So a sleep still leaves a gap.
+        # While the machine sleeps, `monotonic` stands still. So the time of the job is added
+        # here, but not that of a sleep, and `notice_absence` still sees the sleep.
         self.last_seen += time.monotonic() - begin
 
 

@@ -32,7 +32,7 @@ def queue_jobs(jobs: list[dict], queue: rq.Queue) -> list[rq.job.Job]:
     prepared = []
     for entry, job_id in zip(jobs, creator_6.new_job_ids(queue.connection, len(jobs))):
         arguments = (entry["phoneNumber"], entry["message"])
-        options = {"job_id": job_id, **processor_7.HOOKS}  # HOOKS write its end
+        options = {"job_id": job_id, **processor_7.HOOKS}  # HOOKS report how it ends
         data = queue.prepare_data(processor_7.send_notification, arguments, **options)
         prepared.append(data)
     queued = queue.enqueue_many(prepared)  # in one transaction
@@ -84,11 +84,12 @@ def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
     Twin of `job.on(…)`. Returns the jobs, as `job.on` returns the job. The handler is
     called with a job, the name of an event and its detail: "progress" (percent), "complete"
     (what the job returned, through JSON), "failed attempt" or "failed" (the error). It gets
-    all events since the job was created. When it is called with an end, RQ has recorded that.
-    Queue the jobs with `HOOKS`, or their ends come later.
+    all events since the job was created. When it hears "complete" or "failed", RQ has
+    recorded the end of the job. Without `HOOKS`, an end is only noticed by asking RQ, once a
+    second.
 
-    Each queue with a client of its own takes a thread and a connection, however many calls
-    wait. So give the same client to all queues of the same name.
+    However many calls wait, each queue takes one thread and one connection. But if two queues
+    have the same name and different clients, each takes its own.
     """
     with followers_lock:
         follower = follower_of(queue)
@@ -265,7 +266,7 @@ class Follower(threading.Thread):
         return 1000 * (now - age - 2), 0
 
     def handle_news(self, wait: float = 0) -> bool:
-        """Read the next entries, and handle them. Return whether there were any."""
+        """Read the next entries, and handle them. Return whether there may be more."""
         entries = self.read(wait)
         if not entries:
             return False
@@ -273,7 +274,7 @@ class Follower(threading.Thread):
         # If there was an error, such as that Redis is away, they are read again.
         last_id, _ = entries[-1]
         self.position = position_of(last_id)
-        return True
+        return len(entries) == ENTRIES_AT_ONCE
 
     def read(self, wait: float = 0) -> list[tuple[bytes, dict]]:
         """Return the next entries of the stream. Wait for some, up to `wait` seconds.
@@ -313,17 +314,19 @@ class Follower(threading.Thread):
         news = []
         ended = []
         for entry_id, fields in entries:
+            job_id = fields.get(b"job", b"").decode(errors="replace")
+            if job_id not in self.followed:
+                continue
             try:
                 event = JobEvent.read(fields)
             except (KeyError, ValueError):
                 logger.warning("%s in %s is no event", entry_id.decode(), self.stream)
                 continue
-            if event.job_id not in self.followed:
-                continue
             news.append((event, position_of(entry_id)))
             if event.name in ENDS:
-                ended.append(self.followed[event.job_id][0].job)
+                ended.append(self.followed[job_id][0].job)
         self.wait_for_records(ended)
+        # After an error, all entries are read again. So nothing can fail from here on.
         for event, position in news:
             self.handle_event(event, position)
 
@@ -403,9 +406,12 @@ def position_of(entry_id: bytes) -> Position:
 
 def is_script_running() -> bool:
     """Return whether any thread runs that keeps the script alive, followers not counted."""
-    # When a script is at its end, Python still lists its main thread, but it is not alive.
     for thread in threading.enumerate():
-        if thread.is_alive() and not thread.daemon and not isinstance(thread, Follower):
+        # When a script is at its end, Python still lists its main thread, but it is not alive.
+        if isinstance(thread, Follower) or not thread.is_alive():
+            continue
+        # If a daemon thread forks, it is the main thread of the child.
+        if thread is threading.main_thread() or not thread.daemon:
             return True
     return False
 

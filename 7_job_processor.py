@@ -66,7 +66,7 @@ def to_json(value: object) -> str:
 
 
 def through_json(value: object) -> object:
-    """Return `value` as it comes out of the stream."""
+    """Return `value` as it would come out of the stream: 7_job_creator.py needs that."""
     return json.loads(to_json(value))
 
 
@@ -99,7 +99,8 @@ class JobEvent(NamedTuple):
         try:
             connection.xadd(stream_of(queue_name), fields, maxlen=EVENTS_KEPT)
         except redis_client.REFUSED as error:
-            # A job that has sent its message must not fail for that. RQ knows of its end.
+            # A job that has sent its message must not fail for that. RQ knows of its end. (If
+            # Redis is away, the `PatientRetry` of the worker waits.)
             redis_client.logger.error("Event of job %s is lost: %s", self.job_id, error)
 
     @classmethod
@@ -171,16 +172,17 @@ class NotificationPool(WorkerPool):
     def start_worker(self, *args, **options) -> None:
         """Start a worker, unless the pool is to stop.
 
-        Signals are blocked meanwhile: they come when this is done. Otherwise a signal that
-        comes to the worker just after the fork would call the handler of the pool there, which
-        stops all workers.
+        Meanwhile, signals are blocked: the system keeps them until they are unblocked. Just
+        after the fork, the new process still has the signal handlers of the pool. A signal would
+        call them there, and they would stop all workers.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             if self.status != self.Status.STOPPED:
                 super().start_worker(*args, **options)
         finally:
-            # The worker does not come here. It unblocks them in `work`, and ends after that.
+            # Only the pool comes here. The new process calls `work`, which unblocks them, too,
+            # and ends after that.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def get_worker_process(self, name: str, burst: bool, **options) -> BaseProcess:
@@ -192,22 +194,26 @@ class NotificationPool(WorkerPool):
         return get_context("fork").Process(target=redis_client.run, args=arguments)
 
     def handle_dead_worker(self, worker_data: WorkerData) -> None:
-        """After an error, end with status 1 instead of starting workers for ever.
+        """After an error of a worker, end with status 1.
 
-        RQ's own method removes the worker from the pool. Later, RQ starts another one.
+        RQ's own method removes the worker from the pool. Later, RQ starts another one, and would
+        do so for ever if each ends by an error.
         """
         super().handle_dead_worker(worker_data)
-        # It is 0 after a stop, negative after a `kill`, and 1 after an error.
-        if worker_data.process.exitcode == 1:
+        # It is 0 after a stop, negative after `kill -9`, and 1 after an error.
+        if worker_data.process.exitcode != 1:
+            return
+        # A second signal would let the workers give up their jobs.
+        if self.status != self.Status.STOPPED:
             self.stop_workers()
-            # Before it exits, Python waits for the other workers to end.
-            sys.exit(1)
+        # Before it exits, Python waits for the other workers to end.
+        sys.exit(1)
 
 
 def work(name: str, queue_names: list[str], burst: bool) -> None:
     """Run the worker `name` of the pool, in its process."""
     # Until here, the signal handlers are those of the pool, and signals are blocked. From here
-    # on, a signal ends the process, until the worker sets its handlers.
+    # on, a signal ends the process, which has no job yet, until the worker sets its handlers.
     for signum in STOP_SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

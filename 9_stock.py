@@ -25,7 +25,7 @@ list_products = [
 
 def get_item_by_id(item_id: int | str) -> dict | None:
     """Return the product with this id, None if there is none. Twin of `getItemById`."""
-    items = {str(item["itemId"]): item for item in list_products}  # a path is text
+    items = {str(item["itemId"]): item for item in list_products}  # URLs are text
     return items.get(str(item_id))
 
 
@@ -57,6 +57,7 @@ def reserve_product(item: dict) -> dict:
 def reserve_one(item: dict) -> bool:
     """Reserve a unit of `item` that no other client gets. Return False if sold out."""
 
+    # `transaction` WATCHes the key and calls this; again, if another client changes the key.
     def book(pipe) -> bool:
         reserved = get_current_reserved_stock_by_id(item["itemId"], pipe)
         if reserved >= item["initialAvailableQuantity"]:
@@ -65,7 +66,6 @@ def reserve_one(item: dict) -> bool:
         reserve_stock_by_id(item["itemId"], reserved + 1, pipe)
         return True
 
-    # WATCHes the key, calls `book` (again if another client changes it), returns its value.
     return client.transaction(book, f"item.{item['itemId']}", value_from_callable=True)
 
 
@@ -101,9 +101,9 @@ def main() -> None:
 #
 #     wsgiref.simple_server.make_server("localhost", 1245, app).serve_forever()
 #
-# The rest is for a second reading. It also answers after an error, keeps connections open
-# between requests, copes with clients that leave, stall or send much, and finishes its answers
-# when it is stopped.
+# The rest is for a second reading. It does what Node's `http` does for Express, and Python's
+# servers don't: it answers after an error, keeps connections open between requests, copes with
+# clients that leave, stall or send much, and finishes its answers when it is stopped.
 
 logger = redis_client.logger
 
@@ -169,6 +169,13 @@ class Server(ThreadingMixIn, WSGIServer):
     """The standard library's WSGI server, with a thread for each connection.
 
     In `socketserver`, on which it is built, the socket of a connection is called `request`.
+
+    A stop:
+
+    1. Ctrl-C or SIGTERM calls `request_stop`, and `shutdown` lets `serve_forever` return.
+    2. At the end of the `with` block in `main`, `server_close` ends the reading of all
+       connections, and waits for their threads.
+    3. Each thread finishes its answer, and calls `shutdown_request`.
     """
 
     # How many new connections may wait to be accepted. If there are more at once, their
@@ -181,7 +188,7 @@ class Server(ThreadingMixIn, WSGIServer):
         super().__init__(*args)
 
     def request_stop(self, signum, frame) -> None:
-        """Let `serve_forever` return. This is the handler for Ctrl-C and SIGTERM.
+        """Call `shutdown`. This is the handler for Ctrl-C and SIGTERM.
 
         `shutdown` waits until `serve_forever` has returned. The main thread is inside of
         `serve_forever`, also while it runs this handler, so another thread must wait.
@@ -194,7 +201,7 @@ class Server(ThreadingMixIn, WSGIServer):
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: socket.socket) -> None:
-        """Close a connection. The thread calls this at its end.
+        """Close a connection. Its thread calls this at the end.
 
         A connection that is closed with unread data is reset, and the client may lose the
         answer. So what the client still sends is read first.
@@ -211,10 +218,7 @@ class Server(ThreadingMixIn, WSGIServer):
             self.close_request(request)
 
     def server_close(self) -> None:
-        """Stop listening, and end all connections. The `with` block of `main` calls this.
-
-        `ThreadingMixIn` waits for its threads: they finish their answers.
-        """
+        """Stop listening, and end all connections."""
         self.is_stopping = True
         # A thread that waits for a request gets the end of the connection at once.
         for connection in self.connections.copy():
@@ -223,6 +227,7 @@ class Server(ThreadingMixIn, WSGIServer):
             except OSError:
                 # The client has left.
                 pass
+        # This waits for the threads.
         super().server_close()
 
 
@@ -251,8 +256,8 @@ class WholeLines(io.BufferedReader):
         """
         line = super().readline(size)
         is_whole = line.endswith(b"\n")
-        is_longer = len(line) == size
-        if not is_whole and not is_longer:
+        is_cut = len(line) == size
+        if not is_whole and not is_cut:
             raise ConnectionError("The client has left in the middle of a request")
         return line
 
@@ -266,7 +271,7 @@ class RequestHandler(WSGIRequestHandler):
 
     # Keep connections open.
     protocol_version = "HTTP/1.1"
-    # What a request without a version gets. With the default, 0.9, it would get no status.
+    # For a request without a version. HTTP/0.9, the default, has no status line.
     default_request_version = "HTTP/1.0"
     # For the socket, in seconds.
     timeout = IDLE_TIMEOUT
@@ -303,6 +308,7 @@ class RequestHandler(WSGIRequestHandler):
         # If the client leaves during the answer, wsgiref logs that as an error of `app`. So
         # collect the answer here, and send it below.
         content = io.BytesIO()
+        # Its arguments are the input, the output, the log of errors, and the WSGI environment.
         handler = AnswerHandler(
             self.rfile, content, self.get_stderr(), self.get_environ()
         )
@@ -317,7 +323,7 @@ class RequestHandler(WSGIRequestHandler):
         self.connection.settimeout(IDLE_TIMEOUT)
 
     def handle_expect_100(self) -> bool:
-        """Go on without asking the client for the body that it holds back."""
+        """Go on, although the client waits with its body: `Expect: 100-continue`."""
         return True
 
     def refuse_long_line(self) -> None:
@@ -349,14 +355,14 @@ class RequestHandler(WSGIRequestHandler):
     def has_body(self) -> bool:
         """Return whether a body may follow.
 
-        Nobody reads a body here. If the connection went on, it would be taken for the next
-        request, and an attacker can hide one there. So any sign of a body counts: in doubt, the
-        client has to connect again.
+        Nobody reads a body here. If the connection went on, the body would be taken for the next
+        request. An attacker can hide one there ("request smuggling"). So any sign of a body
+        counts: in doubt, the client has to connect again.
         """
         if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
             return True
-        # There is a line that Python can't parse, such as "Content-Length : 9". Python's parser,
-        # which is that for mails, takes it for the beginning of the payload.
+        # Python reads headers as those of a mail. At a line that it can't parse, such as
+        # "Content-Length : 9", it takes the rest of them for the text of the mail.
         if self.headers.defects or self.headers.get_payload():
             return True
         # A header of two lines. The second one may be "Content-Length: 9" after a space.
@@ -372,6 +378,7 @@ class AnswerHandler(ServerHandler):
     `request_handler` is the `RequestHandler` of the connection.
     """
 
+    # The version in the answer.
     http_version = "1.1"
     # Send no `Server` header.
     server_software = None

@@ -26,15 +26,15 @@ def queue(monkeypatch) -> Iterator[Queue]:
     # Twin of `queue.testMode.enter()`.
     connection = fakeredis.FakeRedis()
     queue = Queue("push_notification_code_3", connection=connection)
-    # How often a follower of jobs asks RQ, in seconds. Then the end below does not take long.
+    # How often a follower of jobs asks RQ, in seconds. So the clean-up below is quick.
     monkeypatch.setattr(creator_7, "CHECK_INTERVAL", 0.01)
     # Whatever has failed in one test does not fail the next one.
     monkeypatch.setattr(creator_7.Follower, "has_failed", False)
     yield queue
-    # Twin of `queue.testMode.clear()`. Jobs that are gone are followed no more.
+    # Twin of `queue.testMode.clear()`. A job that is gone counts as ended.
     connection.flushall()
     wait_for_followers()
-    # Twin of `queue.testMode.exit()`: nothing is left behind.
+    # Twin of `queue.testMode.exit()`: nothing is left behind, and no follower had an error.
     assert creator_7.followers == []
     assert not creator_7.Follower.has_failed
 

@@ -107,10 +107,12 @@ def wait_for_status(server: RedisServer, jobs: list[Job], wanted: str) -> None:
     wait_until(lambda: {status(server, job) for job in jobs} == {wanted})
 
 
-def let_jobs_in_hand_look_abandoned(server: RedisServer, queue_name: str) -> int:
+def let_jobs_in_hand_look_abandoned(
+    server: RedisServer, queue_name: str, in_seconds: float = -1
+) -> int:
     """Let the time be over for which RQ waits for a sign of life; return their number."""
     wip = f"rq:wip:{queue_name}"
     executions = server.client.zrange(wip, 0, -1)
     for execution in executions:
-        server.client.zadd(wip, {execution: time.time() - 1}, xx=True)
+        server.client.zadd(wip, {execution: time.time() + in_seconds}, xx=True)
     return len(executions)

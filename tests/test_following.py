@@ -391,16 +391,26 @@ def test_a_handler_that_ends_the_thread_is_not_the_end_of_later_calls(queue):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"a": "b"}, {"job": "1", "event": "complete", "detail": "no JSON"}]
+    ("fields", "is_named"),
+    [
+        ({"a": "b"}, False),
+        ({"job": b"\xff"}, False),
+        ({"job": "1"}, True),
+        ({"job": "1", "event": "complete", "detail": "no JSON"}, True),
+    ],
 )
-def test_an_entry_that_is_no_event_is_named_and_passed_over(queue, caplog, fields):
+def test_an_entry_that_is_no_event_is_passed_over_and_named_if_the_job_is(
+    queue, caplog, fields, is_named
+):
     heard = Heard()
     queue.connection.xadd("events:q", fields)
-    follow(queue, "copy.copy", 1, handler=heard)
+    follow(queue, "copy.copy", 1, handler=heard, job_id="1")
     queue.connection.xadd("events:q", fields)
     work(queue.connection, queue)
     wait_for_followers()
-    assert "events:q is no event" in logged(caplog)[0].getMessage()
+    messages = [record.getMessage() for record in logged(caplog)]
+    assert all("events:q is no event" in message for message in messages)
+    assert bool(messages) == is_named
     assert heard == [("complete", 1)]
 
 

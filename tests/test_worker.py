@@ -114,6 +114,35 @@ def a_running_job_outlives_the_sleep_of_the_machine(start, start_redis):
 
 
 @scenario
+def a_running_job_outlives_a_restart_of_redis_when_others_are_back_first(
+    start, start_redis
+):
+    server = start_redis()
+    name = "6_job_processor.py"
+    with ExitStack() as stack:
+        both = []
+        for _ in range(2):
+            script = start_hasty_processor(server, name, REST_AFTER_ABSENCE=3)
+            both.append(stack.enter_context(script))
+        [job] = queue_sleep(server, 9, QUEUES[name])
+        wait_for_status(server, [job], "started")
+        worker_key = f"rq:worker:{server.client.hget(job.key, 'worker_name')}"
+        pid = int(server.client.hget(worker_key, "pid"))
+        [busy] = [script for script in both if script.process.pid == pid]
+        pause(3.5)  # both have rested after their start
+        busy.process.send_signal(signal.SIGSTOP)
+        assert let_jobs_in_hand_look_abandoned(server, QUEUES[name], in_seconds=2) == 1
+        server.stop()
+        pause(2.1)
+        server.start()
+        pause(2)
+        assert status(server, job) == "started"
+        busy.process.send_signal(signal.SIGCONT)
+        wait_for_status(server, [job], "finished")
+    assert [script.errors for script in both] == [[], []]
+
+
+@scenario
 def a_worker_stays_registered_while_it_waits_and_while_it_works(start, start_redis):
     server = start_redis()
     with all_workers(start, server) as scripts:
