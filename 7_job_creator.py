@@ -129,7 +129,7 @@ class Following:
     def __init__(self, job: rq.job.Job, handler: Handler):
         self.job = job
         self.handler = handler
-        # That of the last event with which the handler was called.
+        # The position of the last event with which the handler was called.
         self.position: Position = (0, 0)
 
 
@@ -326,7 +326,6 @@ class Follower(threading.Thread):
             if event.name in ENDS:
                 ended.append(self.followed[job_id][0].job)
         self.wait_for_records(ended)
-        # After an error, all entries are read again. So nothing can fail from here on.
         for event, position in news:
             self.handle_event(event, position)
 
@@ -347,7 +346,7 @@ class Follower(threading.Thread):
                 time.sleep(READ_PAUSE)
 
     def handle_event(self, event: JobEvent, position: Position) -> None:
-        """Call the handlers of a job that have not been called for this position, or later.
+        """Call the handlers of a job, if they have not been called for this position yet.
 
         After its end, a job is followed no more.
         """

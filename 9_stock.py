@@ -312,6 +312,7 @@ class RequestHandler(WSGIRequestHandler):
         handler = AnswerHandler(
             self.rfile, content, self.get_stderr(), self.get_environ()
         )
+        # wsgiref needs this to log requests, `AnswerHandler` to see whether this answer is the last.
         handler.request_handler = self
         handler.run(self.server.get_app())
         self.send(content.getvalue())
@@ -373,10 +374,7 @@ class RequestHandler(WSGIRequestHandler):
 
 
 class AnswerHandler(ServerHandler):
-    """Calls `app` for one request. Adds `Connection: close` to the last answer.
-
-    `request_handler` is the `RequestHandler` of the connection.
-    """
+    """Calls `app` for one request. Adds `Connection: close` to the last answer."""
 
     # The version in the answer.
     http_version = "1.1"
@@ -384,7 +382,7 @@ class AnswerHandler(ServerHandler):
     server_software = None
 
     def start_response(self, *args) -> Callable:
-        """Begin an answer: `app` calls this."""
+        """Begin an answer. `app` calls this."""
         write = super().start_response(*args)
         if self.request_handler.close_connection:
             self.headers["Connection"] = "close"
