@@ -62,8 +62,8 @@ DEFAULTS = {
 ANSWER_AT_ONCE = {
     # The limit for each answer of Redis, in seconds.
     "socket_timeout": 0.5,
-    # With this, an error of the connection ends a transaction. By default, redis-py takes it
-    # for a sign that the key has changed, and the transaction begins again.
+    # 9_stock.py has a transaction that begins again if another client changes a key. By
+    # default, redis-py takes a broken connection for such a change. With this, it does not.
     "retry": Retry(NoBackoff(), retries=0, supported_errors=()),
     # Each request that is being answered needs a connection. The default is 100.
     "max_connections": 10_000,
@@ -189,7 +189,7 @@ class Output(io.FileIO):
         try:
             return super().write(data)
         except BrokenPipeError:
-            # As if all had been written, or it would be tried again.
+            # That is what it returns when all is written. Otherwise it would be called again.
             return len(data)
 
 
@@ -197,7 +197,7 @@ def prepare_process() -> None:
     """Set up the output and the signals of a process that runs a script."""
     # It is None if a shell has closed it, by `>&-`.
     if sys.stdout is not None:
-        # `closefd` would close the file when the object is deleted.
+        # Without `closefd=False`, the file would be closed when this object is deleted.
         output = Output(sys.stdout.fileno(), "w", closefd=False)
         sys.stdout = io.TextIOWrapper(
             io.BufferedWriter(output),
@@ -214,8 +214,8 @@ def prepare_process() -> None:
 def run(main: Callable, *arguments) -> None:
     """Call `main` as a script. Without Redis, print one line, and end with status 1."""
     # `sys.__stdout__` is the output with which Python began. If `sys.stdout` is another one,
-    # `prepare_process` has been called, or this is IDLE or Jupyter, which have their own output
-    # and handle Ctrl-C.
+    # this is IDLE or Jupyter, which also handle Ctrl-C. Or `prepare_process` has been called
+    # already: a worker in the pool of 7_job_processor.py is a fork, and calls `run` again.
     if sys.stdout is sys.__stdout__:
         prepare_process()
     # Log warnings and errors only. `disable` is also for loggers that have set a level

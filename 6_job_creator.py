@@ -73,14 +73,14 @@ def wait_for_end(job: Job) -> JobStatus:
             # `get_status` raises this if the job is gone.
             return JobStatus.FAILED
         except redis_client.REFUSED:
-            # Before AWAY, as with a wrong password: waiting would not help.
+            # A wrong password is in AWAY, too, but waiting would not help.
             raise
         except redis_client.AWAY:
             status = None
         if status == JobStatus.FINISHED or status in FAILED:
             return status
-        # Redis is away, or the job is tried again and has an old result: in both cases,
-        # `latest_result` has not waited.
+        # `latest_result` does not wait if Redis is away, or if a job that is tried again has an
+        # old result.
         time.sleep(0.1)
 
 

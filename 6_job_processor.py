@@ -82,14 +82,14 @@ class PatientRetry(Retry):
     ):
         """Call `do` until it succeeds. redis-py calls this for each command.
 
-        `do` sends the command. `fail` closes the connection, so that `do` opens another. In a
-        transaction that watches a key, `fail` also raises `WatchError`. That leaves this loop,
-        and RQ begins the transaction again.
+        `do` sends the command. `fail` closes the connection, so that `do` opens another.
+        `is_retryable` is asked whether to try again at all; `with_failure_count` says that
+        `fail` wants to know the number of failures.
 
-        redis-py's own method calls `fail` first, and then waits. In a transaction, it never
-        comes to the wait, and RQ would begin again and again without a pause. So this one waits
-        first. `is_retryable` is asked whether to try again at all; `with_failure_count` says
-        that `fail` wants to know the number of failures.
+        Unlike redis-py's own method, this one waits before it calls `fail`, not after it. In
+        RQ's transactions, which begin again when a key has changed that they watch, `fail` also
+        raises the error for that. redis-py's method would not come to its wait, and RQ would
+        begin again and again without a pause.
         """
         failures = 0
         while True:
@@ -179,8 +179,9 @@ JOB_MONITORING_INTERVAL = 5
 MAINTENANCE_INTERVAL = 5
 # If it has not been active for so long, other workers may have been asleep, too.
 ABSENCE = 30
-# How long it waits then for signs of life of the others, before it looks for dead workers. They
-# may need JOB_MONITORING_INTERVAL, 11 for a silent connection, and some for a new one.
+# How long it waits then for signs of life of the others, before it looks for dead workers. One
+# may need 5 until its next sign of life, 11 to give up a silent connection, and some more to
+# connect again.
 REST_AFTER_ABSENCE = 20
 # How long its stop may take, not counting the time for a job in hand.
 STOP_TIMEOUT = 1.5
@@ -205,6 +206,11 @@ class Patient(BaseWorker):
 
     A worker changes the `Retry` of the client that it is given. It sets `worker_ttl` and
     `job_monitoring_interval` itself, and ignores `with_scheduler`, which it does not need.
+
+    RQ takes a worker for dead when its signs of life are overdue, and fails its job. But while
+    the machine is asleep, or Redis is away, nobody can give one, and all look dead. So a worker
+    that notices such an absence, by its clock or by an error, waits before it looks for dead
+    ones.
     """
 
     def __init__(
@@ -310,10 +316,10 @@ class Patient(BaseWorker):
             self.next_maintenance = time.monotonic() + MAINTENANCE_INTERVAL
 
     def notice_absence(self) -> None:
-        """Postpone the look for the jobs of dead workers after a gap, or if Redis was away.
+        """After an absence, postpone the look for the jobs of dead workers.
 
-        In the gap the machine was asleep, or its clock was set. The jobs of other workers look
-        abandoned then, until these have given a sign of life.
+        There was one if the clock shows a gap, as after a sleep of the machine, or if Redis has
+        been away.
         """
         gap = time.time() - self.last_seen
         self.last_seen = time.time()
@@ -325,8 +331,8 @@ class Patient(BaseWorker):
     def heartbeat(self, timeout=None, pipeline=None) -> None:
         """Give a sign of life, once a second at most. RQ calls this three times for each job.
 
-        A pipeline sends several commands at once. RQ counts on the answers to all of them, so
-        in a pipeline the sign of life is always sent.
+        A pipeline sends several commands at once. RQ finds their answers by their places, and
+        one of these is for the sign of life. So it is never left out of a pipeline.
         """
         self.notice_absence()
         if pipeline is None and time.monotonic() < self.next_heartbeat:
@@ -337,7 +343,7 @@ class Patient(BaseWorker):
     def set_state(self, state: str, pipeline=None) -> None:
         """Write the state to Redis if it has changed. RQ writes "idle" twice after each job.
 
-        RQ does not look at the answer, also not in a pipeline.
+        In the pipeline with which RQ calls this, no answer is looked at.
         """
         if state != self.get_state():
             super().set_state(state, pipeline)
@@ -443,15 +449,15 @@ class PatientWorker(Patient, Worker):
     def wait_for_horse(self):
         """Wait until the work horse ends, or for JOB_MONITORING_INTERVAL seconds.
 
-        RQ kills the horse if the job has started too long ago: a minute longer than it may
-        take. But the time for which the machine was asleep, or this worker waited for Redis,
-        must not count. RQ computes `now() - started_at`. So pretend that the job has started as
-        many intervals ago as this worker has waited for it.
+        RQ calls this again and again. After each interval, an alarm raises an error, which RQ
+        catches. Then RQ kills the horse if `now() - started_at` is a minute longer than the job
+        may take. But the time for which the machine was asleep, or this worker waited for
+        Redis, must not count. So count the intervals, and set `started_at` to so many before
+        now. (RQ does not save this one: the horse has its own.)
         """
         try:
             return super().wait_for_horse()
         except HorseMonitorTimeoutException:
-            # RQ has set an alarm, which raises this after each interval. RQ catches it.
             self.intervals += 1
             worked = timedelta(seconds=self.intervals * JOB_MONITORING_INTERVAL)
             self.monitored_job.started_at = now() - worked
@@ -482,8 +488,8 @@ class PatientSimpleWorker(Patient, SimpleWorker):
         """Run a job, and count it. No heartbeat comes meanwhile, but this is no absence."""
         begin = time.monotonic()
         super().execute_job(job, queue)
-        # While the machine sleeps, `monotonic` stands still. So the time of the job is added
-        # here, but not that of a sleep, and `notice_absence` still sees the sleep.
+        # While the machine sleeps, `monotonic` stands still. If a job takes a minute and an hour
+        # of sleep, a minute is added here, and `notice_absence` sees a gap of an hour.
         self.last_seen += time.monotonic() - begin
 
 

@@ -83,10 +83,10 @@ def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
 
     Twin of `job.on(…)`. Returns the jobs, as `job.on` returns the job. The handler is
     called with a job, the name of an event and its detail: "progress" (percent), "complete"
-    (what the job returned, through JSON), "failed attempt" or "failed" (the error). It gets
-    all events since the job was created. When it hears "complete" or "failed", RQ has
-    recorded the end of the job. Without `HOOKS`, an end is only noticed by asking RQ, once a
-    second.
+    (what the job returned, through JSON), "failed attempt" or "failed" (the error). The
+    handler hears of all events since the job was created. When it hears of "complete" or
+    "failed", RQ has recorded the end of the job. The end of a job that was queued without
+    `HOOKS` is only noticed by asking RQ, once a second.
 
     However many calls wait, each queue takes one thread and one connection. But if two queues
     have the same name and different clients, each takes its own.
@@ -140,8 +140,8 @@ ENDS = ("complete", "failed")
 CHECK_INTERVAL = 1
 # How many events are read at once, at most.
 ENTRIES_AT_ONCE = 1000
-# The pause between two reads, in seconds. When jobs are many, more events are read at once,
-# and that leaves time to the workers.
+# The pause between two reads, in seconds. Under load, several events come in that time and are
+# read at once, which costs less.
 READ_PAUSE = 0.002
 # How many seconds RQ may take to record an end, after its event has been read.
 RECORD_TIMEOUT = 1
@@ -173,7 +173,8 @@ class Follower(threading.Thread):
         self.queue = queue
         self.connection = queue.connection
         self.stream = processor_7.stream_of(queue.name)
-        # Up to here, the stream has been read.
+        # Up to here, the stream has been read. At first it is the largest position there is: in
+        # `admit_newcomers`, theirs is smaller.
         self.position = END_OF_STREAM
         # From `follow`, for the next turn.
         self.newcomers: list[Following] = []
@@ -222,7 +223,7 @@ class Follower(threading.Thread):
             self.handle_news(wait=CHECK_INTERVAL / 2)
             time.sleep(READ_PAUSE)
         except redis_client.REFUSED as error:
-            # This is about another command than that of `read`, which goes on by itself.
+            # It is of another command than reading the stream: `read` handles its own.
             self.report_refusal(error)
             time.sleep(1)
         except redis_client.AWAY:
@@ -367,8 +368,9 @@ class Follower(threading.Thread):
     def handle_lost_ends(self) -> None:
         """Handle the ends that are not in the stream. A killed job, for example, writes none.
 
-        If a job has ended by itself, the event in the stream is the better one. So RQ is asked
-        first, then the stream is read to its end, and what is left is handled last.
+        An event of the stream comes first, if there is one. A job writes it before RQ knows of
+        the end. So ask RQ, and then read the stream to its end: a job that has ended for RQ, and
+        is still followed after that, has written none.
         """
         jobs = [followings[0].job for followings in self.followed.values()]
         begin = time.monotonic()
@@ -409,7 +411,8 @@ def is_script_running() -> bool:
         # When a script is at its end, Python still lists its main thread, but it is not alive.
         if isinstance(thread, Follower) or not thread.is_alive():
             continue
-        # If a daemon thread forks, it is the main thread of the child.
+        # The main thread counts in any case. In a child that a daemon thread has forked, that
+        # thread is the main one.
         if thread is threading.main_thread() or not thread.daemon:
             return True
     return False
@@ -462,15 +465,15 @@ def error_of(job: rq.job.Job) -> str:
     return message
 
 
-# A program that follows jobs may also fork: it may start a process pool, or a worker of RQ. In
-# the child, only the thread that forks goes on. Whatever another thread has locked, such as
-# the output while it prints, stays locked there for ever. So a fork waits until no handler is
-# called, and nobody changes `followers`. The thread that has taken the locks goes on in parent
-# and child, and releases them in both.
+# The rest matters only to programs that follow jobs and fork, as those do that start a
+# `multiprocessing` pool. In the child of a fork, the other threads are gone. What one of them
+# had locked at that moment, such as the output while it printed, would stay locked for ever. So
+# take both locks before a fork, which waits until no handler is called, and release them after
+# it, in both processes.
 
 
 def before_fork() -> None:
-    """Take both locks. `handler_lock` is an `RLock`, so that a handler can fork itself."""
+    """Take both locks. A handler may fork, too: an `RLock` can be taken twice by a thread."""
     handler_lock.acquire()
     followers_lock.acquire()
 

@@ -28,7 +28,7 @@ def send_notification(phone_number: str, message: str) -> None:
 
     Raises NotificationError, which fails the job, for a number on the blacklist.
     """
-    report_progress(0, 100)  # of this job: RQ knows which one it runs
+    report_progress(0, 100)  # for this job: RQ knows which one it runs
     if phone_number in BLACKLIST:
         error = f"Phone number {phone_number} is blacklisted"
         raise processor_6.NotificationError(error)
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 # When there are more entries in the stream of a queue, the oldest go. An entry contains what a
-# job has returned: if that is large, write it elsewhere.
+# job has returned. A job with a large result should write it to a key, and return the key.
 EVENTS_KEPT = 100_000
 
 
@@ -203,7 +203,8 @@ class NotificationPool(WorkerPool):
         # It is 0 after a stop, negative after `kill -9`, and 1 after an error.
         if worker_data.process.exitcode != 1:
             return
-        # A second signal would let the workers give up their jobs.
+        # If the pool is stopping, the workers have had a signal. A second one would let them give
+        # up their jobs.
         if self.status != self.Status.STOPPED:
             self.stop_workers()
         # Before it exits, Python waits for the other workers to end.

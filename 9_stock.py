@@ -211,7 +211,7 @@ class Server(ThreadingMixIn, WSGIServer):
             request.shutdown(socket.SHUT_WR)
             read_the_rest(request)
         except OSError:
-            # The client has left.
+            # The client has left, or has sent nothing more.
             pass
         finally:
             self.connections.discard(request)
@@ -247,6 +247,7 @@ class WholeLines(io.BufferedReader):
     """A reader for which the end of the connection is not the end of a line.
 
     Otherwise, if a client leaves in the middle of a request, it would look like a whole one.
+    The normal end of a connection, between two requests, is an error here, too.
     """
 
     def readline(self, size: int = -1) -> bytes:
@@ -258,15 +259,19 @@ class WholeLines(io.BufferedReader):
         is_whole = line.endswith(b"\n")
         is_cut = len(line) == size
         if not is_whole and not is_cut:
-            raise ConnectionError("The client has left in the middle of a request")
+            # `handle` catches it.
+            raise ConnectionError("The client has left")
         return line
 
 
 class RequestHandler(WSGIRequestHandler):
     """Answers the requests of a connection, one after the other.
 
-    `Server` starts a thread for each connection. It calls `setup`, `handle`, which calls the
-    rest, and at its end `Server.shutdown_request`.
+    1. `Server` starts a thread for each connection, which calls `setup` and `handle`.
+    2. For each request, `handle` calls `handle_one_request`.
+    3. That calls `parse_request` to read the head of the request,
+    4. `AnswerHandler.run`, which calls `app`, which calls `AnswerHandler.start_response`,
+    5. and `send`.
     """
 
     # Keep connections open.
@@ -277,7 +282,7 @@ class RequestHandler(WSGIRequestHandler):
     timeout = IDLE_TIMEOUT
     # No buffer for `rfile`, from which requests are read: `WholeLines` has its own.
     rbufsize = 0
-    # The answer to a malformed request. It gets an explanation by `%`.
+    # The answer to a malformed request, into which `http.server` puts an explanation.
     error_content_type = JSON
     error_message_format = '{"status":"%(explain)s"}'
 
@@ -293,7 +298,7 @@ class RequestHandler(WSGIRequestHandler):
             while not self.close_connection and not self.server.is_stopping:
                 self.handle_one_request()
         except OSError:
-            # The client has left, or was silent for too long.
+            # The connection has ended, or was silent for too long.
             pass
 
     def handle_one_request(self) -> None:
@@ -357,8 +362,9 @@ class RequestHandler(WSGIRequestHandler):
         """Return whether a body may follow.
 
         Nobody reads a body here. If the connection went on, the body would be taken for the next
-        request. An attacker can hide one there ("request smuggling"). So any sign of a body
-        counts: in doubt, the client has to connect again.
+        request, and an attacker can hide one there, behind a header that a proxy reads and this
+        server does not ("request smuggling"). So any sign of a body counts: in doubt, the client
+        has to connect again.
         """
         if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
             return True
@@ -366,7 +372,8 @@ class RequestHandler(WSGIRequestHandler):
         # "Content-Length : 9", it takes the rest of them for the text of the mail.
         if self.headers.defects or self.headers.get_payload():
             return True
-        # A header of two lines. The second one may be "Content-Length: 9" after a space.
+        # In an old form, a header may go on in the next line, after a space. A proxy may take
+        # that line, such as " Content-Length: 9", for a header of its own.
         return "\n" in "".join(self.headers.values())
 
     def log_message(self, *args) -> None:
@@ -382,7 +389,7 @@ class AnswerHandler(ServerHandler):
     server_software = None
 
     def start_response(self, *args) -> Callable:
-        """Begin an answer. `app` calls this."""
+        """Begin an answer. `app` calls this. It need not use the function that is returned."""
         write = super().start_response(*args)
         if self.request_handler.close_connection:
             self.headers["Connection"] = "close"
