@@ -56,22 +56,30 @@ class NotificationError(Exception):
 
 # Waiting for Redis.
 
-# After these errors, the same command may succeed later.
-AWAY_OR_FULL = (*redis_client.AWAY, redis.OutOfMemoryError)
-# Seconds until it is tried again.
+# Seconds until a command is tried again.
 RETRY_INTERVAL = 0.5
+
+
+def is_full(error: Exception) -> bool:
+    """Return whether Redis has refused a command because it is full.
+
+    At the end of a transaction, and in a script before Redis 7, redis-py has another error for
+    that, whose text says "OOM", out of memory.
+    """
+    return isinstance(error, redis.OutOfMemoryError) or "OOM" in str(error)
 
 
 class PatientRetry(Retry):
     """Sends a command again and again while Redis is away or full."""
 
-    # When a command of this process has failed last, by `time.monotonic()`.
+    # When a command of this process has failed last, by `time.monotonic()`. It is an attribute
+    # of the class, as redis-py copies the object for each connection.
     last_failure = float("-inf")
 
     def __init__(self):
         # `call_with_retry` below makes no use of these, but redis-py reads the number of
         # retries elsewhere. -1 stands for no limit.
-        super().__init__(NoBackoff(), retries=-1, supported_errors=AWAY_OR_FULL)
+        super().__init__(NoBackoff(), retries=-1)
 
     def call_with_retry(
         self,
@@ -95,19 +103,21 @@ class PatientRetry(Retry):
         while True:
             try:
                 return do()
-            except redis.AuthenticationError:
-                # It is one of AWAY, too, but waiting does not help.
-                raise
-            except AWAY_OR_FULL as error:
-                if is_retryable is not None and not is_retryable(error):
+            except redis_client.REFUSED as error:
+                if not is_full(error):
                     raise
-                failures += 1
-                PatientRetry.last_failure = time.monotonic()
-                time.sleep(RETRY_INTERVAL)
-                if with_failure_count:
-                    fail(error, failures)
-                else:
-                    fail(error)
+                reason = error
+            except redis_client.AWAY as error:
+                reason = error
+            if is_retryable is not None and not is_retryable(reason):
+                raise reason
+            failures += 1
+            PatientRetry.last_failure = time.monotonic()
+            time.sleep(RETRY_INTERVAL)
+            if with_failure_count:
+                fail(reason, failures)
+            else:
+                fail(reason)
 
 
 # Delayed jobs.
@@ -137,6 +147,8 @@ class DueJobs(RQScheduler):
         # It sends each command only once. If the answer to a transaction was lost, and the
         # transaction was sent again, its jobs would be queued twice.
         self.connection.set_retry(Retry(NoBackoff(), retries=0))
+        # The text of the last unforeseen error, so that it is not logged each second.
+        self.last_error = ""
 
     def enqueue(self) -> None:
         """Queue the jobs that are due, except in queues that another worker has locked.
@@ -148,15 +160,16 @@ class DueJobs(RQScheduler):
             self.acquire_locks()
             self.enqueue_scheduled_jobs()
             self.release_locks()
-        except AWAY_OR_FULL:
-            # A wrong password is one of AWAY, too: it comes again with the next command.
-            return
         except redis_client.REFUSED as error:
-            # RQ takes the locks by a script. If Redis is full then, it says "OOM", out of
-            # memory. Before Redis 7, this is not an `OutOfMemoryError` for redis-py.
-            if "OOM" in str(error):
-                return
-            raise
+            if not is_full(error):
+                raise
+        except redis_client.AWAY:
+            return
+        except Exception as error:
+            # A delayed job that can't be read, say, must not end all workers of its queue.
+            if str(error) != self.last_error:
+                self.last_error = str(error)
+                redis_client.logger.exception("Delayed jobs can't be queued")
 
 
 # The workers.
@@ -223,15 +236,14 @@ class Patient(BaseWorker):
         super().__init__(queues, name, connection=connection, **options)
         self.due_jobs = DueJobs(self.queues, connection, self.serializer)
         self.jobs_done = 0
-        # True when `work` was to end without a job: with `burst`, when the queue is empty, and
-        # with `max_idle_time`, after that time.
-        self.is_done = False
+        # True when no job is left to wait for: with `burst`, when the queue is empty, and with
+        # `max_idle_time`, after that time.
+        self.is_out_of_jobs = False
         # True after a first signal: the worker ends when it has no job in hand.
         self.is_stopping = False
         # True after a second one: it ends in any case.
         self.has_given_up = False
-        # Set when `work` is over.
-        self.has_ended = threading.Event()
+        self.work_is_over = threading.Event()
         # When this worker was last active, by `time.time()`. After a sleep of the machine, that
         # clock shows a gap. 0 means never, so a worker begins as if after an absence, and does
         # no maintenance in a short burst.
@@ -249,12 +261,12 @@ class Patient(BaseWorker):
         options["with_scheduler"] = False
         # It may be called more than once; but a stop is for good.
         self.jobs_done = 0
-        self.is_done = False
-        self.has_ended.clear()
+        self.is_out_of_jobs = False
+        self.work_is_over.clear()
         try:
             worked = super().work(burst, logging_level, **options)
         finally:
-            self.has_ended.set()
+            self.work_is_over.set()
         if not self.has_ended_as_planned(options.get("max_jobs")):
             sys.exit(1)
         return worked
@@ -263,18 +275,19 @@ class Patient(BaseWorker):
         """Return whether `work` has ended for another reason than an error."""
         if max_jobs is not None and self.jobs_done >= max_jobs:
             return True
-        return self.is_stopping or self.is_done
+        return self.is_stopping or self.is_out_of_jobs
 
     # Between two jobs.
 
     def check_for_suspension(self, burst: bool) -> None:
         """Wait while `rq suspend` is in force.
 
-        RQ's own method would not notice a stop meanwhile.
+        RQ's own method would not notice a stop meanwhile. It also sets the state back at the
+        end; but the wait for a job sets it to "idle" anyway.
         """
         while is_suspended(self.connection, self) and not self.is_stopping:
             if burst:
-                self.is_done = True
+                self.is_out_of_jobs = True
                 raise StopRequested
             self.set_state(WorkerStatus.SUSPENDED)
             time.sleep(SUSPENSION_INTERVAL)
@@ -292,7 +305,7 @@ class Patient(BaseWorker):
         """Wait for a job. If RQ returns None, no job has come, and `work` ends."""
         result = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
         if result is None:
-            self.is_done = True
+            self.is_out_of_jobs = True
         return result
 
     @property
@@ -310,6 +323,7 @@ class Patient(BaseWorker):
         if time.monotonic() >= self.next_look:
             self.next_look = time.monotonic() + LOOK_INTERVAL
             self.due_jobs.enqueue()
+        # Again, as the look may have waited since the last heartbeat.
         self.notice_absence()
         if time.monotonic() >= self.next_maintenance:
             super().run_maintenance_tasks()
@@ -330,6 +344,8 @@ class Patient(BaseWorker):
 
     def heartbeat(self, timeout=None, pipeline=None) -> None:
         """Give a sign of life, once a second at most. RQ calls this three times for each job.
+
+        Whether it gives one or not, the worker is active.
 
         A pipeline sends several commands at once. RQ finds their answers by their places, and
         one of these is for the sign of life. So it is never left out of a pipeline.
@@ -381,8 +397,8 @@ class Patient(BaseWorker):
     def request_stop(self, signum, frame) -> None:
         """Note that the worker is to stop. This is the handler for the first signal.
 
-        If no job runs, RQ's own method raises `StopRequested` at once. A job that Redis has
-        just handed over would be lost. So the error is dropped here.
+        If no job runs, RQ's own method raises `StopRequested` at once, instead of setting a
+        flag. A job that Redis has just handed over would be lost. So the error is dropped here.
         """
         if os.getpid() != self.pid:
             # This is a fork, such as a work horse that has no handlers of its own yet. It must
@@ -416,7 +432,7 @@ class Patient(BaseWorker):
         """
         time_left = STOP_TIMEOUT
         while time_left > 0:
-            if self.has_ended.wait(STOP_INTERVAL):
+            if self.work_is_over.wait(STOP_INTERVAL):
                 return
             # A job in hand stops the clock, unless it is given up.
             if self.has_given_up or not self.has_job_in_hand():
@@ -488,8 +504,9 @@ class PatientSimpleWorker(Patient, SimpleWorker):
         """Run a job, and count it. No heartbeat comes meanwhile, but this is no absence."""
         begin = time.monotonic()
         super().execute_job(job, queue)
-        # While the machine sleeps, `monotonic` stands still. If a job takes a minute and an hour
-        # of sleep, a minute is added here, and `notice_absence` sees a gap of an hour.
+        # The last heartbeat was at its begin. While the machine sleeps, `monotonic` stands still:
+        # if a job takes a minute and an hour of sleep, a minute is added here, and
+        # `notice_absence` sees a gap of an hour.
         self.last_seen += time.monotonic() - begin
 
 

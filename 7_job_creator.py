@@ -89,7 +89,8 @@ def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
     `HOOKS` is only noticed by asking RQ, once a second.
 
     However many calls wait, each queue takes one thread and one connection. But if two queues
-    have the same name and different clients, each takes its own.
+    have the same name and different clients, each takes its own. A job that has been requeued
+    can't be followed again, as its first end is in the stream.
     """
     with followers_lock:
         follower = follower_of(queue)
@@ -208,7 +209,7 @@ class Follower(threading.Thread):
         The script has ended then, or a handler has called `sys.exit()`.
         """
         with followers_lock:
-            # Otherwise, `leave_if_done` has done it.
+            # It is not there any more if `leave_if_done` has returned True.
             if self in followers:
                 followers.remove(self)
                 Follower.has_failed = True
@@ -223,7 +224,7 @@ class Follower(threading.Thread):
             self.handle_news(wait=CHECK_INTERVAL / 2)
             time.sleep(READ_PAUSE)
         except redis_client.REFUSED as error:
-            # It is of another command than reading the stream: `read` handles its own.
+            # `read` handles its own. This is one of TIME or HGET.
             self.report_refusal(error)
             time.sleep(1)
         except redis_client.AWAY:
@@ -241,6 +242,7 @@ class Follower(threading.Thread):
         Their first events may have been read already. So go back in the stream, to where the
         jobs were created. `handle_event` calls no handler twice for the same event.
         """
+        # They stay on the list until Redis has answered. If it is away, the next turn tries again.
         with followers_lock:
             newcomers = self.newcomers.copy()
         if not newcomers:
@@ -263,7 +265,7 @@ class Follower(threading.Thread):
         created_at = min(job.created_at.timestamp() for job in jobs)
         age = int(time.time() - created_at)
         now, _ = self.connection.time()
-        # `age` and `now` are rounded down to seconds. Two seconds more make up for that.
+        # `age` and `now` are rounded to seconds. Two seconds more make up for that.
         return 1000 * (now - age - 2), 0
 
     def handle_news(self, wait: float = 0) -> bool:

@@ -181,12 +181,15 @@ class NotificationPool(WorkerPool):
             if self.status != self.Status.STOPPED:
                 super().start_worker(*args, **options)
         finally:
-            # Only the pool comes here. The new process calls `work`, which unblocks them, too,
-            # and ends after that.
+            # Only the pool comes here. In the new process, `super().start_worker` does not
+            # return: it calls `work`, which unblocks them there, and ends.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def get_worker_process(self, name: str, burst: bool, **options) -> BaseProcess:
-        """Return a process, not yet started, for the worker `name`."""
+        """Return a process, not yet started, for the worker `name`.
+
+        RQ's other options are about its log.
+        """
         queue_names = [queue.name for queue in self.queues]
         # The process will call `run(work, name, …)`: it begins as every script does. Like RQ's
         # own, it is a fork.
@@ -200,13 +203,15 @@ class NotificationPool(WorkerPool):
         do so for ever if each ends by an error.
         """
         super().handle_dead_worker(worker_data)
-        # It is 0 after a stop, negative after `kill -9`, and 1 after an error.
+        # The exit code is 0 after a stop, negative after `kill -9`, and 1 after an error.
         if worker_data.process.exitcode != 1:
             return
-        # If the pool is stopping, the workers have had a signal. A second one would let them give
-        # up their jobs.
+        # If the pool is stopping, the workers have had a signal already. A second one would let
+        # them give up their jobs, also one that the pool would hand on from now on.
         if self.status != self.Status.STOPPED:
             self.stop_workers()
+        for signum in STOP_SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)
         # Before it exits, Python waits for the other workers to end.
         sys.exit(1)
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta
 
 import pytest
+import redis
 import scenarios
 from conftest import ROOT, Script, processes_of_session, wait_until
 from jobs import (
@@ -244,6 +245,22 @@ def delayed_jobs_are_queued_when_they_are_due(start, start_redis):
             else:
                 # RQ keeps whole seconds, so it may come up to a second early.
                 assert 1 <= (job.ended_at - now).total_seconds() < 4.2
+
+
+@scenario
+def a_delayed_job_that_cannot_be_read_is_told_once_and_ends_no_worker(
+    start, start_redis
+):
+    server = start_redis()
+    processor = start_processor(start, server, "6_job_processor.py")
+    [queue, *_] = queues(server)
+    server.client.hset("rq:job:broken", "meta", "no job")
+    server.client.zadd(f"rq:scheduled:{queue.name}", {"broken": 1})
+    wait_until(lambda: processor.errors, state=processor)
+    pause(2.2)  # it looks once a second
+    job = queue.enqueue("time.time")
+    wait_for_status(server, [job], "finished")
+    assert "\n".join(processor.errors).count("Delayed jobs can't be queued") == 1
 
 
 @scenario
@@ -499,6 +516,50 @@ def a_processor_waits_until_a_full_redis_has_room(start, start_redis):
     server.client.config_set("maxmemory", 0)
     wait_for_status(server, [job], "finished")
     assert processor.errors == []
+
+
+FULL = "OOM command not allowed when used memory > 'maxmemory'"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_tried_again"),
+    [
+        (redis.ConnectionError("gone"), True),
+        (redis.TimeoutError("silent"), True),
+        (redis.OutOfMemoryError("command not allowed"), True),
+        (
+            redis.exceptions.ExecAbortError(
+                f"Transaction discarded because of: {FULL}"
+            ),
+            True,
+        ),
+        (redis.ResponseError(f"Error running script: -{FULL}"), True),
+        (redis.ResponseError("WRONGTYPE"), False),
+        (
+            redis.exceptions.ExecAbortError("Transaction discarded because of: NOPERM"),
+            False,
+        ),
+        (redis.AuthenticationError("wrong password"), False),
+    ],
+)
+def test_a_command_is_tried_again_while_redis_is_away_or_full(
+    monkeypatch, error, is_tried_again
+):
+    monkeypatch.setattr(processor_6, "RETRY_INTERVAL", 0)
+    errors, failures = [error], []
+
+    def do():
+        if errors:
+            raise errors.pop()
+        return "answer"
+
+    retry = processor_6.PatientRetry()
+    if is_tried_again:
+        assert retry.call_with_retry(do, failures.append) == "answer"
+        assert failures == [error]
+    else:
+        with pytest.raises(type(error)):
+            retry.call_with_retry(do, failures.append)
 
 
 def test_the_look_for_delayed_jobs_passes_a_full_redis_over(redis_server):
