@@ -94,15 +94,16 @@ class PatientRetry(Retry):
         `is_retryable` is asked whether to try again at all; `with_failure_count` says that
         `fail` wants to know the number of failures.
 
-        Unlike redis-py's own method, this one waits before it calls `fail`, not after it. In
-        RQ's transactions, which begin again when a key has changed that they watch, `fail` also
-        raises the error for that. redis-py's method would not come to its wait, and RQ would
-        begin again and again without a pause.
+        Unlike redis-py's own method, this one waits before it calls `fail`, not after it. If
+        the connection breaks while a transaction watches keys, `fail` raises `WatchError`, as
+        if a key had changed, and RQ begins the transaction again. redis-py's method would never
+        come to its wait, and RQ would begin again and again without a pause.
         """
         failures = 0
         while True:
             try:
                 return do()
+            # AWAY are errors without an answer of Redis, REFUSED is an answer with an error.
             except redis_client.REFUSED as error:
                 if not is_full(error):
                     raise
@@ -205,7 +206,8 @@ STOP_INTERVAL = 0.1
 class Patient(BaseWorker):
     """What the two workers below add to RQ's: they wait for Redis, and stop between two jobs.
 
-    RQ's `work` calls these methods in turn, until one of them raises `StopRequested`:
+    RQ's `work` calls these methods in turn, until one of them raises `StopRequested`, no job is
+    left to wait for, or `max_jobs` are done:
 
     1. `check_for_suspension`,
     2. `dequeue_job_and_maintain_ttl`, which waits for a job, and meanwhile calls `heartbeat`
@@ -220,10 +222,10 @@ class Patient(BaseWorker):
     A worker changes the `Retry` of the client that it is given. It sets `worker_ttl` and
     `job_monitoring_interval` itself, and ignores `with_scheduler`, which it does not need.
 
-    RQ takes a worker for dead when its signs of life are overdue, and fails its job. But while
-    the machine is asleep, or Redis is away, nobody can give one, and all look dead. So a worker
-    that notices such an absence, by its clock or by an error, waits before it looks for dead
-    ones.
+    When the signs of life of a worker are overdue, RQ takes it for dead, and fails its job. If a
+    laptop is closed for an hour, all workers on it look dead to each other when it wakes. So
+    does everybody when Redis has been away. After such an absence, a worker gives the others
+    some time for a sign of life, before it looks for dead ones.
     """
 
     def __init__(
@@ -323,7 +325,7 @@ class Patient(BaseWorker):
         if time.monotonic() >= self.next_look:
             self.next_look = time.monotonic() + LOOK_INTERVAL
             self.due_jobs.enqueue()
-        # Again, as the look may have waited since the last heartbeat.
+        # RQ has just called `heartbeat`, which does this, too. But `due_jobs` may have waited.
         self.notice_absence()
         if time.monotonic() >= self.next_maintenance:
             super().run_maintenance_tasks()
@@ -345,11 +347,10 @@ class Patient(BaseWorker):
     def heartbeat(self, timeout=None, pipeline=None) -> None:
         """Give a sign of life, once a second at most. RQ calls this three times for each job.
 
-        Whether it gives one or not, the worker is active.
-
-        A pipeline sends several commands at once. RQ finds their answers by their places, and
-        one of these is for the sign of life. So it is never left out of a pipeline.
+        In a pipeline, which sends several commands at once, RQ expects the answer to the
+        heartbeat at a fixed place. So in a pipeline, the heartbeat is always sent.
         """
+        # This also notes that the worker is active.
         self.notice_absence()
         if pipeline is None and time.monotonic() < self.next_heartbeat:
             return
@@ -468,8 +469,9 @@ class PatientWorker(Patient, Worker):
         RQ calls this again and again. After each interval, an alarm raises an error, which RQ
         catches. Then RQ kills the horse if `now() - started_at` is a minute longer than the job
         may take. But the time for which the machine was asleep, or this worker waited for
-        Redis, must not count. So count the intervals, and set `started_at` to so many before
-        now. (RQ does not save this one: the horse has its own.)
+        Redis, must not count. So set `started_at` to now minus the intervals in which the horse
+        really worked. This changes the `Job` object of the worker only, which is not saved. The
+        horse has a copy.
         """
         try:
             return super().wait_for_horse()

@@ -174,8 +174,8 @@ class Follower(threading.Thread):
         self.queue = queue
         self.connection = queue.connection
         self.stream = processor_7.stream_of(queue.name)
-        # Up to here, the stream has been read. At first it is the largest position there is: in
-        # `admit_newcomers`, theirs is smaller.
+        # Up to here, the stream has been read. At first, this is the largest position there is,
+        # so that the `min` in `admit_newcomers` takes the position of the first newcomers.
         self.position = END_OF_STREAM
         # From `follow`, for the next turn.
         self.newcomers: list[Following] = []
@@ -204,12 +204,11 @@ class Follower(threading.Thread):
             return True
 
     def leave_anyway(self) -> None:
-        """Leave `followers`. It is a failure if there are still jobs to follow.
+        """Leave `followers` if `leave_if_done` has not done it. Then this is a failure.
 
-        The script has ended then, or a handler has called `sys.exit()`.
+        The script has ended before its jobs, or a handler has called `sys.exit()`.
         """
         with followers_lock:
-            # It is not there any more if `leave_if_done` has returned True.
             if self in followers:
                 followers.remove(self)
                 Follower.has_failed = True
@@ -370,9 +369,9 @@ class Follower(threading.Thread):
     def handle_lost_ends(self) -> None:
         """Handle the ends that are not in the stream. A killed job, for example, writes none.
 
-        An event of the stream comes first, if there is one. A job writes it before RQ knows of
-        the end. So ask RQ, and then read the stream to its end: a job that has ended for RQ, and
-        is still followed after that, has written none.
+        An event in the stream is to be preferred, as it has the progress before it. A job writes
+        its event before RQ records the end. So ask RQ, and then read the stream to its end: a
+        job that has ended for RQ, and is still followed after that, has written no event.
         """
         jobs = [followings[0].job for followings in self.followed.values()]
         begin = time.monotonic()
@@ -384,6 +383,7 @@ class Follower(threading.Thread):
             pass
         for job, status in zip(jobs, statuses):
             if job.id in self.followed and has_ended(status):
+                # An event that is not in the stream. Its position is later than all others.
                 self.handle_event(end_of(job, status), END_OF_STREAM)
 
     def statuses_of(self, jobs: list[rq.job.Job]) -> list[str | None]:
@@ -413,8 +413,8 @@ def is_script_running() -> bool:
         # When a script is at its end, Python still lists its main thread, but it is not alive.
         if isinstance(thread, Follower) or not thread.is_alive():
             continue
-        # The main thread counts in any case. In a child that a daemon thread has forked, that
-        # thread is the main one.
+        # (If a daemon thread has forked this process, that is its main thread, and still marked
+        # as a daemon.)
         if thread is threading.main_thread() or not thread.daemon:
             return True
     return False

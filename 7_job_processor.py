@@ -182,7 +182,7 @@ class NotificationPool(WorkerPool):
                 super().start_worker(*args, **options)
         finally:
             # Only the pool comes here. In the new process, `super().start_worker` does not
-            # return: it calls `work`, which unblocks them there, and ends.
+            # return: it calls `run_worker` below, which unblocks the signals there.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def get_worker_process(self, name: str, burst: bool, **options) -> BaseProcess:
@@ -191,9 +191,9 @@ class NotificationPool(WorkerPool):
         RQ's other options are about its log.
         """
         queue_names = [queue.name for queue in self.queues]
-        # The process will call `run(work, name, …)`: it begins as every script does. Like RQ's
+        # The process will call `run(run_worker, name, …)`: it begins as every script does. Like RQ's
         # own, it is a fork.
-        arguments = (work, name, queue_names, burst)
+        arguments = (run_worker, name, queue_names, burst)
         return get_context("fork").Process(target=redis_client.run, args=arguments)
 
     def handle_dead_worker(self, worker_data: WorkerData) -> None:
@@ -206,25 +206,26 @@ class NotificationPool(WorkerPool):
         # The exit code is 0 after a stop, negative after `kill -9`, and 1 after an error.
         if worker_data.process.exitcode != 1:
             return
-        # If the pool is stopping, the workers have had a signal already. A second one would let
-        # them give up their jobs, also one that the pool would hand on from now on.
+        # If the pool is stopping, the workers have had a signal already. A second signal would
+        # let them give up their jobs.
         if self.status != self.Status.STOPPED:
             self.stop_workers()
+        # For the same reason, the pool passes no signal on from now on.
         for signum in STOP_SIGNALS:
             signal.signal(signum, signal.SIG_IGN)
         # Before it exits, Python waits for the other workers to end.
         sys.exit(1)
 
 
-def work(name: str, queue_names: list[str], burst: bool) -> None:
+def run_worker(name: str, queue_names: list[str], burst: bool) -> None:
     """Run the worker `name` of the pool, in its process."""
     # Until here, the signal handlers are those of the pool, and signals are blocked. From here
     # on, a signal ends the process, which has no job yet, until the worker sets its handlers.
     for signum in STOP_SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    # Import this file under the name that jobs have for it: it is running as `__main__`. Work
-    # horses, which are forks of this process, need not import it then.
+    # This only saves time. For jobs, this file is the module `7_job_processor`, but here it runs
+    # as `__main__`. So each work horse would import it, if it was not imported before the fork.
     importlib.import_module("7_job_processor")
     client = redis_client.create_client()
     processor_6.PatientWorker(queue_names, name=name, connection=client).work(burst)

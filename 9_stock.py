@@ -269,9 +269,9 @@ class RequestHandler(WSGIRequestHandler):
 
     1. `Server` starts a thread for each connection, which calls `setup` and `handle`.
     2. For each request, `handle` calls `handle_one_request`.
-    3. That calls `parse_request` to read the head of the request,
-    4. `AnswerHandler.run`, which calls `app`, which calls `AnswerHandler.start_response`,
-    5. and `send`.
+    3. That calls `parse_request`, which reads the head of the request.
+    4. Then it calls `AnswerHandler.run`. `run` calls `app`, and `app` calls `start_response`.
+    5. At last it calls `send`.
     """
 
     # Keep connections open.
@@ -317,7 +317,7 @@ class RequestHandler(WSGIRequestHandler):
         handler = AnswerHandler(
             self.rfile, content, self.get_stderr(), self.get_environ()
         )
-        # wsgiref needs this to log requests, `AnswerHandler` to see whether this answer is the last.
+        # wsgiref needs this to log requests. `AnswerHandler` needs it, too.
         handler.request_handler = self
         handler.run(self.server.get_app())
         self.send(content.getvalue())
@@ -329,7 +329,7 @@ class RequestHandler(WSGIRequestHandler):
         self.connection.settimeout(IDLE_TIMEOUT)
 
     def handle_expect_100(self) -> bool:
-        """Go on, although the client waits with its body: `Expect: 100-continue`."""
+        """Answer at once, without `100 Continue`: the client may keep its body."""
         return True
 
     def refuse_long_line(self) -> None:
@@ -362,9 +362,9 @@ class RequestHandler(WSGIRequestHandler):
         """Return whether a body may follow.
 
         Nobody reads a body here. If the connection went on, the body would be taken for the next
-        request, and an attacker can hide one there, behind a header that a proxy reads and this
-        server does not ("request smuggling"). So any sign of a body counts: in doubt, the client
-        has to connect again.
+        request. With a strange header, a proxy in front of this server may see a body where
+        this server sees none, and pass on what it has never checked ("request smuggling"). So
+        any sign of a body counts: in doubt, the client has to connect again.
         """
         if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
             return True
