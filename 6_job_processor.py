@@ -64,9 +64,11 @@ def is_full(error: Exception) -> bool:
     """Return whether Redis has refused a command because it is full.
 
     At the end of a transaction, and in a script before Redis 7, redis-py has another error for
-    that, whose text says "OOM", out of memory.
+    that. But its text contains that of Redis. ("OOM" is "out of memory".)
     """
-    return isinstance(error, redis.OutOfMemoryError) or "OOM" in str(error)
+    if isinstance(error, redis.OutOfMemoryError):
+        return True
+    return "OOM command not allowed" in str(error)
 
 
 class PatientRetry(Retry):
@@ -142,7 +144,7 @@ class DueJobs(RQScheduler):
             serializer=serializer,
         )
         # `self.connection` is another client, which RQ makes with the settings of `connection`.
-        # It has not connected yet, so its settings can be changed. This is the dict itself.
+        # It has not connected yet. This is the dict with which it will make its connections.
         settings = self.connection.get_connection_kwargs()
         settings["socket_timeout"] = LOOK_TIMEOUT
         # It sends each command only once. If the answer to a transaction was lost, and the
@@ -161,13 +163,16 @@ class DueJobs(RQScheduler):
             self.acquire_locks()
             self.enqueue_scheduled_jobs()
             self.release_locks()
+            self.last_error = ""
         except redis_client.REFUSED as error:
-            if not is_full(error):
-                raise
+            if is_full(error):
+                return
+            raise
         except redis_client.AWAY:
             return
         except Exception as error:
-            # A delayed job that can't be read, say, must not end all workers of its queue.
+            # A delayed job that can't be read, say, must not end all workers of its queue. But
+            # the others of the queue wait until it is gone.
             if str(error) != self.last_error:
                 self.last_error = str(error)
                 redis_client.logger.exception("Delayed jobs can't be queued")
@@ -237,6 +242,8 @@ class Patient(BaseWorker):
         options["job_monitoring_interval"] = JOB_MONITORING_INTERVAL
         super().__init__(queues, name, connection=connection, **options)
         self.due_jobs = DueJobs(self.queues, connection, self.serializer)
+        # The process in which `work` was called.
+        self.working_pid = 0
         self.jobs_done = 0
         # True when no job is left to wait for: with `burst`, when the queue is empty, and with
         # `max_idle_time`, after that time.
@@ -261,6 +268,7 @@ class Patient(BaseWorker):
         RQ's own method logs the error, and returns as if all were well.
         """
         options["with_scheduler"] = False
+        self.working_pid = os.getpid()
         # It may be called more than once; but a stop is for good.
         self.jobs_done = 0
         self.is_out_of_jobs = False
@@ -337,11 +345,12 @@ class Patient(BaseWorker):
         There was one if the clock shows a gap, as after a sleep of the machine, or if Redis has
         been away.
         """
+        end_of_absence = PatientRetry.last_failure
         gap = time.time() - self.last_seen
-        self.last_seen = time.time()
         if gap > ABSENCE:
-            self.next_maintenance = time.monotonic() + REST_AFTER_ABSENCE
-        earliest = PatientRetry.last_failure + REST_AFTER_ABSENCE
+            end_of_absence = time.monotonic()
+        self.last_seen = time.time()
+        earliest = end_of_absence + REST_AFTER_ABSENCE
         self.next_maintenance = max(self.next_maintenance, earliest)
 
     def heartbeat(self, timeout=None, pipeline=None) -> None:
@@ -360,7 +369,7 @@ class Patient(BaseWorker):
     def set_state(self, state: str, pipeline=None) -> None:
         """Write the state to Redis if it has changed. RQ writes "idle" twice after each job.
 
-        In the pipeline with which RQ calls this, no answer is looked at.
+        RQ's `prepare_execution` calls this with a pipeline, but looks at none of its answers.
         """
         if state != self.get_state():
             super().set_state(state, pipeline)
@@ -401,7 +410,7 @@ class Patient(BaseWorker):
         If no job runs, RQ's own method raises `StopRequested` at once, instead of setting a
         flag. A job that Redis has just handed over would be lost. So the error is dropped here.
         """
-        if os.getpid() != self.pid:
+        if os.getpid() != self.working_pid:
             # This is a fork, such as a work horse that has no handlers of its own yet. It must
             # go on.
             return
@@ -470,8 +479,8 @@ class PatientWorker(Patient, Worker):
         catches. Then RQ kills the horse if `now() - started_at` is a minute longer than the job
         may take. But the time for which the machine was asleep, or this worker waited for
         Redis, must not count. So set `started_at` to now minus the intervals in which the horse
-        really worked. This changes the `Job` object of the worker only, which is not saved. The
-        horse has a copy.
+        really worked. (The horse has its own copy of the job. RQ saves this one only if the
+        horse was killed.)
         """
         try:
             return super().wait_for_horse()
@@ -485,7 +494,8 @@ class PatientWorker(Patient, Worker):
 class PatientSimpleWorker(Patient, SimpleWorker):
     """Runs jobs in its own process. That is faster, but a job that crashes ends the worker.
 
-    Use it with `rq worker-pool`, as the README shows.
+    Use it with `rq worker-pool`, as the README shows. It gives no sign of life during a job, so
+    a long job is an absence, too.
     """
 
     is_performing = False
@@ -501,15 +511,6 @@ class PatientSimpleWorker(Patient, SimpleWorker):
             return super().perform_job(job, queue, execution)
         finally:
             self.is_performing = False
-
-    def execute_job(self, job: Job, queue: Queue) -> None:
-        """Run a job, and count it. No heartbeat comes meanwhile, but this is no absence."""
-        begin = time.monotonic()
-        super().execute_job(job, queue)
-        # The last heartbeat was at its begin. While the machine sleeps, `monotonic` stands still:
-        # if a job takes a minute and an hour of sleep, a minute is added here, and
-        # `notice_absence` sees a gap of an hour.
-        self.last_seen += time.monotonic() - begin
 
 
 if __name__ == "__main__":

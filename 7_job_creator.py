@@ -119,6 +119,7 @@ def follower_of(queue: rq.Queue) -> "Follower":
         if follower.queue == queue and follower.connection is queue.connection:
             return follower
     follower = Follower(queue)
+    # It does not end before it is given jobs: to leave, it needs the lock that is held here.
     follower.start()
     followers.append(follower)
     return follower
@@ -198,6 +199,9 @@ class Follower(threading.Thread):
     def leave_if_done(self) -> bool:
         """Leave `followers` and return True if there is no job to follow."""
         with followers_lock:
+            if self not in followers:
+                # A handler has forked this process. The jobs are followed in its parent.
+                return True
             if self.newcomers or self.followed:
                 return False
             followers.remove(self)
@@ -210,8 +214,8 @@ class Follower(threading.Thread):
         """
         with followers_lock:
             if self in followers:
-                followers.remove(self)
                 Follower.has_failed = True
+                followers.remove(self)
 
     def take_turn(self) -> None:
         """Do what the docstring of the class says."""
@@ -242,6 +246,7 @@ class Follower(threading.Thread):
         jobs were created. `handle_event` calls no handler twice for the same event.
         """
         # They stay on the list until Redis has answered. If it is away, the next turn tries again.
+        # Nobody else removes any.
         with followers_lock:
             newcomers = self.newcomers.copy()
         if not newcomers:
@@ -262,8 +267,9 @@ class Follower(threading.Thread):
         first events may be missed.)
         """
         created_at = min(job.created_at.timestamp() for job in jobs)
-        age = int(time.time() - created_at)
+        # Redis first: should the answer take long, the age is only too large.
         now, _ = self.connection.time()
+        age = int(time.time() - created_at)
         # `age` and `now` are rounded to seconds. Two seconds more make up for that.
         return 1000 * (now - age - 2), 0
 
@@ -321,7 +327,7 @@ class Follower(threading.Thread):
                 continue
             try:
                 event = JobEvent.read(fields)
-            except (KeyError, ValueError):
+            except (KeyError, ValueError, RecursionError):
                 logger.warning("%s in %s is no event", entry_id.decode(), self.stream)
                 continue
             news.append((event, position_of(entry_id)))
@@ -334,8 +340,8 @@ class Follower(threading.Thread):
     def wait_for_records(self, jobs: list[rq.job.Job]) -> None:
         """Wait until RQ has recorded that the jobs have ended, for RECORD_TIMEOUT at most.
 
-        RQ calls the `HOOKS`, which write the event, before it records the end. A handler may
-        want to ask RQ for the job, to delete it or to requeue it.
+        RQ calls the `HOOKS`, which write the event, before it records the end; until then the job
+        is `started`. A handler may want to ask RQ for the job, to delete it or to requeue it.
         """
         end = time.monotonic() + RECORD_TIMEOUT
         while jobs and time.monotonic() < end:
@@ -409,13 +415,11 @@ def position_of(entry_id: bytes) -> Position:
 
 def is_script_running() -> bool:
     """Return whether any thread runs that keeps the script alive, followers not counted."""
+    # Any thread may be the main one: in the child of a fork, it is the one that has forked.
+    if threading.main_thread().is_alive():
+        return True
     for thread in threading.enumerate():
-        # When a script is at its end, Python still lists its main thread, but it is not alive.
-        if isinstance(thread, Follower) or not thread.is_alive():
-            continue
-        # (If a daemon thread has forked this process, that is its main thread, and still marked
-        # as a daemon.)
-        if thread is threading.main_thread() or not thread.daemon:
+        if thread.is_alive() and not thread.daemon and not isinstance(thread, Follower):
             return True
     return False
 
@@ -471,31 +475,38 @@ def error_of(job: rq.job.Job) -> str:
 # `multiprocessing` pool. In the child of a fork, the other threads are gone. What one of them
 # had locked at that moment, such as the output while it printed, would stay locked for ever. So
 # take both locks before a fork, which waits until no handler is called, and release them after
-# it, in both processes.
+# it.
 
 
 def before_fork() -> None:
-    """Take both locks. A handler may fork, too: an `RLock` can be taken twice by a thread."""
+    """Take both locks.
+
+    A handler may fork, too. Its thread holds `handler_lock` already, but that is an `RLock`,
+    which a thread can take twice.
+    """
     handler_lock.acquire()
     followers_lock.acquire()
 
 
-def after_fork() -> None:
-    """Release both locks, in the parent."""
+def after_fork_in_parent() -> None:
+    """Release both locks."""
     followers_lock.release()
     handler_lock.release()
 
 
 def after_fork_in_child() -> None:
-    """Forget the followers, whose threads are in the parent, and release both locks."""
+    """Forget the followers, whose threads are in the parent, and begin anew."""
+    global handler_lock
     followers.clear()
     Follower.has_failed = False
-    after_fork()
+    followers_lock.release()
+    # A new one, as a handler that has forked would hold the old one here until it returns.
+    handler_lock = threading.RLock()
 
 
 os.register_at_fork(
     before=before_fork,
-    after_in_parent=after_fork,
+    after_in_parent=after_fork_in_parent,
     after_in_child=after_fork_in_child,
 )
 

@@ -270,10 +270,17 @@ def fork(count):
         if child.exitcode != 0:
             print("a child failed", file=sys.stderr)
 
+def fork_at_the_end(job, event, detail):
+    if event == "complete":
+        fork(2)
+
 create()
+queue = creator_6.create_queue("q")
+job = queue.enqueue("time.time", **job_script.creator_7.processor_7.HOOKS)
+job_script.creator_7.follow([job], queue, fork_at_the_end)
 forker = threading.Thread(target=fork, args=[2], daemon=True)
 forker.start()
-fork(18)
+fork(16)
 forker.join()
 job_script.creator_7.wait_for_jobs()
 """
