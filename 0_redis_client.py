@@ -62,8 +62,9 @@ DEFAULTS = {
 ANSWER_AT_ONCE = {
     # The limit for each answer of Redis, in seconds.
     "socket_timeout": 0.5,
-    # 9_stock.py has a transaction that begins again if another client changes a key. By
-    # default, redis-py takes a broken connection for such a change. With this, it does not.
+    # With no error to retry on (`supported_errors`), an error of the connection is raised at
+    # once. Otherwise, if the connection breaks in the transaction of 9_stock.py, redis-py would
+    # begin the transaction again, as if another client had changed the key.
     "retry": Retry(NoBackoff(), retries=0, supported_errors=()),
     # Each request that is being answered needs a connection. The default is 100.
     "max_connections": 10_000,
@@ -77,6 +78,66 @@ REFUSED = (redis.ResponseError, redis.AuthenticationError)
 
 # The log of all scripts. Like that of RQ, it goes to standard error.
 logger = logging.getLogger(__name__)
+
+
+class Output(io.FileIO):
+    """The file behind standard output. Its reader may leave, as in `… | head -1`.
+
+    What is printed goes through three objects: a `TextIOWrapper` makes bytes of the text, a
+    `BufferedWriter` collects them, and this one writes them.
+    """
+
+    def write(self, data: bytes) -> int:
+        """Write `data`. If the reader has left, drop it: a worker must not end for that."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            # The number of bytes that are done with. The others would be written again.
+            return len(data)
+
+
+def prepare_process() -> None:
+    """Set up the output and the signals of a process that runs a script."""
+    # It is None if a shell has closed it, by `>&-`.
+    if sys.stdout is not None:
+        # Without `closefd=False`, the file would be closed when this object is deleted.
+        output = Output(sys.stdout.fileno(), "w", closefd=False)
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(output),
+            encoding=sys.stdout.encoding,
+            # A character that the encoding lacks is printed as an escape, and is no error.
+            errors="backslashreplace",
+            # Each line is written at once. Into a pipe, Python would keep lines back.
+            line_buffering=True,
+        )
+    # Ctrl-C ends the process at once, without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def run(main: Callable, *arguments) -> None:
+    """Call `main` as a script. Without Redis, print one line, and end with status 1."""
+    # Prepare the process only once, though a worker of 7_job_processor.py calls `run` again in
+    # its fork, and not in IDLE or Jupyter, which handle output and Ctrl-C themselves. In both
+    # cases, `sys.stdout` is not the output any more with which Python began.
+    if sys.stdout is sys.__stdout__:
+        prepare_process()
+    # Log warnings and errors only. `disable` is also for loggers that have set a level
+    # themselves, as RQ's do.
+    logging.basicConfig(format="%(message)s")
+    logging.disable(logging.INFO)
+    try:
+        main(*arguments)
+    except AWAY as error:
+        # A wrong password comes here, too. That is right, as nothing is tried again.
+        print_not_connected(error)
+        sys.exit(1)
+    except redis.RedisError as error:
+        # Redis is there but answers with an error; it may be full, for example. Python
+        # prints the text on standard error, and ends with status 1.
+        sys.exit(f"Redis: {error}")
+
+
+# The rest finds what is wrong with `REDIS_URL`.
 
 MALFORMED = (
     "REDIS_URL is malformed: it must be like redis://USER:PASSWORD@HOST:PORT/DATABASE, "
@@ -113,8 +174,6 @@ ALLOWED_OPTIONS = {
 
 # The limit for any option. A larger number, such as `inf`, would fail later, when it is used.
 LARGEST_NUMBER = 1_000_000
-
-# The next functions find what is wrong with a URL. What follows them is how a script runs.
 
 
 def redis_url() -> str:
@@ -175,63 +234,6 @@ def has_allowed_options(options: dict) -> bool:
         if is_number and not 0 <= value <= LARGEST_NUMBER:
             return False
     return True
-
-
-class Output(io.FileIO):
-    """The file behind standard output. Its reader may leave, as in `… | head -1`.
-
-    What is printed goes through three objects: a `TextIOWrapper` makes bytes of the text, a
-    `BufferedWriter` collects them, and this one writes them.
-    """
-
-    def write(self, data: bytes) -> int:
-        """Write `data`. If the reader has left, drop it: a worker must not end for that."""
-        try:
-            return super().write(data)
-        except BrokenPipeError:
-            # That is what it returns when all is written. Otherwise it would be called again.
-            return len(data)
-
-
-def prepare_process() -> None:
-    """Set up the output and the signals of a process that runs a script."""
-    # It is None if a shell has closed it, by `>&-`.
-    if sys.stdout is not None:
-        # Without `closefd=False`, the file would be closed when this object is deleted.
-        output = Output(sys.stdout.fileno(), "w", closefd=False)
-        sys.stdout = io.TextIOWrapper(
-            io.BufferedWriter(output),
-            encoding=sys.stdout.encoding,
-            # A character that the encoding lacks is printed as an escape, and is no error.
-            errors="backslashreplace",
-            # Each line is written at once. Into a pipe, Python would keep lines back.
-            line_buffering=True,
-        )
-    # Ctrl-C ends the process at once, without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def run(main: Callable, *arguments) -> None:
-    """Call `main` as a script. Without Redis, print one line, and end with status 1."""
-    # `sys.__stdout__` is the output with which Python began. If `sys.stdout` is another one,
-    # this is IDLE or Jupyter, which also handle Ctrl-C. Or `prepare_process` has been called
-    # already: a worker in the pool of 7_job_processor.py is a fork, and calls `run` again.
-    if sys.stdout is sys.__stdout__:
-        prepare_process()
-    # Log warnings and errors only. `disable` is also for loggers that have set a level
-    # themselves, as RQ's do.
-    logging.basicConfig(format="%(message)s")
-    logging.disable(logging.INFO)
-    try:
-        main(*arguments)
-    except AWAY as error:
-        # Or the password is wrong: nobody waits here.
-        print_not_connected(error)
-        sys.exit(1)
-    except redis.RedisError as error:
-        # Redis is there but answers with an error; it may be full, for example. Python
-        # prints the text on standard error, and ends with status 1.
-        sys.exit(f"Redis: {error}")
 
 
 if __name__ == "__main__":

@@ -96,10 +96,11 @@ class PatientRetry(Retry):
         `is_retryable` is asked whether to try again at all; `with_failure_count` says that
         `fail` wants to know the number of failures.
 
-        Unlike redis-py's own method, this one waits before it calls `fail`, not after it. If
-        the connection breaks while a transaction watches keys, `fail` raises `WatchError`, as
-        if a key had changed, and RQ begins the transaction again. redis-py's method would never
-        come to its wait, and RQ would begin again and again without a pause.
+        redis-py's own method calls `do`, `fail`, and then waits. This one calls `do`, waits, and
+        then calls `fail`. For `fail` may raise: if the connection breaks while a transaction
+        watches keys, it raises `WatchError`, as if a key had changed, and RQ begins the
+        transaction again. With the wait after `fail`, RQ would begin again and again without a
+        pause.
         """
         failures = 0
         while True:
@@ -198,9 +199,9 @@ JOB_MONITORING_INTERVAL = 5
 MAINTENANCE_INTERVAL = 5
 # If it has not been active for so long, other workers may have been asleep, too.
 ABSENCE = 30
-# How long it waits then for signs of life of the others, before it looks for dead workers. One
-# may need 5 until its next sign of life, 11 to give up a silent connection, and some more to
-# connect again.
+# How long it waits then for signs of life of the others, before it looks for dead workers.
+# During a job, a worker gives one every JOB_MONITORING_INTERVAL. It may need 11 more to give up
+# a silent connection, and some to connect again.
 REST_AFTER_ABSENCE = 20
 # How long its stop may take, not counting the time for a job in hand.
 STOP_TIMEOUT = 1.5
@@ -254,10 +255,12 @@ class Patient(BaseWorker):
         self.has_given_up = False
         self.work_is_over = threading.Event()
         # When this worker was last active, by `time.time()`. After a sleep of the machine, that
-        # clock shows a gap. 0 means never, so a worker begins as if after an absence, and does
-        # no maintenance in a short burst.
-        self.last_seen = 0.0
-        # When each of these is due, by `time.monotonic()`, a clock that nobody sets.
+        # clock shows a gap.
+        self.last_seen = time.time()
+        # When it has last noticed such a gap, by `time.monotonic()`. A new worker begins as if
+        # after a gap.
+        self.last_absence = time.monotonic()
+        # When each of these is due, also by `time.monotonic()`, a clock that nobody sets.
         self.next_heartbeat = 0.0
         self.next_look = 0.0
         self.next_maintenance = 0.0
@@ -333,25 +336,23 @@ class Patient(BaseWorker):
         if time.monotonic() >= self.next_look:
             self.next_look = time.monotonic() + LOOK_INTERVAL
             self.due_jobs.enqueue()
-        # RQ has just called `heartbeat`, which does this, too. But `due_jobs` may have waited.
-        self.notice_absence()
+        # The machine was asleep until `last_absence`, Redis was away until `last_failure`.
+        end_of_absence = max(self.last_absence, PatientRetry.last_failure)
+        if time.monotonic() < end_of_absence + REST_AFTER_ABSENCE:
+            return
         if time.monotonic() >= self.next_maintenance:
             super().run_maintenance_tasks()
             self.next_maintenance = time.monotonic() + MAINTENANCE_INTERVAL
 
     def notice_absence(self) -> None:
-        """After an absence, postpone the look for the jobs of dead workers.
+        """Note that the worker is active, and whether the clock shows a gap before that.
 
-        There was one if the clock shows a gap, as after a sleep of the machine, or if Redis has
-        been away.
+        It does after a sleep of the machine, or when it was set.
         """
-        end_of_absence = PatientRetry.last_failure
         gap = time.time() - self.last_seen
         if gap > ABSENCE:
-            end_of_absence = time.monotonic()
+            self.last_absence = time.monotonic()
         self.last_seen = time.time()
-        earliest = end_of_absence + REST_AFTER_ABSENCE
-        self.next_maintenance = max(self.next_maintenance, earliest)
 
     def heartbeat(self, timeout=None, pipeline=None) -> None:
         """Give a sign of life, once a second at most. RQ calls this three times for each job.
@@ -359,7 +360,6 @@ class Patient(BaseWorker):
         In a pipeline, which sends several commands at once, RQ expects the answer to the
         heartbeat at a fixed place. So in a pipeline, the heartbeat is always sent.
         """
-        # This also notes that the worker is active.
         self.notice_absence()
         if pipeline is None and time.monotonic() < self.next_heartbeat:
             return
@@ -475,18 +475,17 @@ class PatientWorker(Patient, Worker):
     def wait_for_horse(self):
         """Wait until the work horse ends, or for JOB_MONITORING_INTERVAL seconds.
 
-        RQ calls this again and again. After each interval, an alarm raises an error, which RQ
-        catches. Then RQ kills the horse if `now() - started_at` is a minute longer than the job
-        may take. But the time for which the machine was asleep, or this worker waited for
-        Redis, must not count. So set `started_at` to now minus the intervals in which the horse
-        really worked. (The horse has its own copy of the job. RQ saves this one only if the
-        horse was killed.)
+        A sleep of the machine, or a wait for Redis, must not make RQ kill the horse. RQ calls
+        this again and again, and an alarm ends each call after an interval. Then RQ kills the
+        horse if `now() - started_at` is a minute longer than the job may take. So set
+        `started_at` to now minus the intervals that have really passed.
         """
         try:
             return super().wait_for_horse()
         except HorseMonitorTimeoutException:
             self.intervals += 1
             worked = timedelta(seconds=self.intervals * JOB_MONITORING_INTERVAL)
+            # The horse has its own copy of the job. RQ saves this one only if the horse dies.
             self.monitored_job.started_at = now() - worked
             raise
 

@@ -113,13 +113,16 @@ def wait_for_jobs() -> None:
 
 
 def follower_of(queue: rq.Queue) -> "Follower":
-    """Return the follower of a queue. Start one if there is none."""
+    """Return the follower of a queue. Start one if there is none.
+
+    The caller holds `followers_lock`.
+    """
     for follower in followers:
         # To RQ, queues with the same name are equal, even those of two servers.
         if follower.queue == queue and follower.connection is queue.connection:
             return follower
     follower = Follower(queue)
-    # It does not end before it is given jobs: to leave, it needs the lock that is held here.
+    # It can't leave `followers` before it is given jobs, as it needs the lock for that.
     follower.start()
     followers.append(follower)
     return follower
@@ -200,7 +203,8 @@ class Follower(threading.Thread):
         """Leave `followers` and return True if there is no job to follow."""
         with followers_lock:
             if self not in followers:
-                # A handler has forked this process. The jobs are followed in its parent.
+                # This is the child of a fork. In a child, only the thread that has forked goes
+                # on: that is this one, if a handler has forked.
                 return True
             if self.newcomers or self.followed:
                 return False
@@ -227,7 +231,7 @@ class Follower(threading.Thread):
             self.handle_news(wait=CHECK_INTERVAL / 2)
             time.sleep(READ_PAUSE)
         except redis_client.REFUSED as error:
-            # `read` handles its own. This is one of TIME or HGET.
+            # Redis has refused TIME or HGET. (If it refuses XREAD, `read` reports that.)
             self.report_refusal(error)
             time.sleep(1)
         except redis_client.AWAY:
@@ -267,10 +271,10 @@ class Follower(threading.Thread):
         first events may be missed.)
         """
         created_at = min(job.created_at.timestamp() for job in jobs)
-        # Redis first: should the answer take long, the age is only too large.
+        # It does no harm if the position is too early. So `age` comes second, as the answer of
+        # Redis may take long, and two seconds more make up for the rounding of both.
         now, _ = self.connection.time()
         age = int(time.time() - created_at)
-        # `age` and `now` are rounded to seconds. Two seconds more make up for that.
         return 1000 * (now - age - 2), 0
 
     def handle_news(self, wait: float = 0) -> bool:
@@ -375,9 +379,11 @@ class Follower(threading.Thread):
     def handle_lost_ends(self) -> None:
         """Handle the ends that are not in the stream. A killed job, for example, writes none.
 
-        An event in the stream is to be preferred, as it has the progress before it. A job writes
-        its event before RQ records the end. So ask RQ, and then read the stream to its end: a
-        job that has ended for RQ, and is still followed after that, has written no event.
+        1. Ask RQ which jobs have ended.
+        2. Read the stream to its end. If one of these jobs has written an event, it was before
+           RQ recorded the end. So that event is handled now, and the job is not followed any
+           more.
+        3. Those that are still followed have written none.
         """
         jobs = [followings[0].job for followings in self.followed.values()]
         begin = time.monotonic()
@@ -415,7 +421,8 @@ def position_of(entry_id: bytes) -> Position:
 
 def is_script_running() -> bool:
     """Return whether any thread runs that keeps the script alive, followers not counted."""
-    # Any thread may be the main one: in the child of a fork, it is the one that has forked.
+    # In the child of a fork, the main thread is the one that has forked. So it may also be a
+    # follower, or a daemon.
     if threading.main_thread().is_alive():
         return True
     for thread in threading.enumerate():
@@ -500,7 +507,8 @@ def after_fork_in_child() -> None:
     followers.clear()
     Follower.has_failed = False
     followers_lock.release()
-    # A new one, as a handler that has forked would hold the old one here until it returns.
+    # If a handler has forked, it goes on here, and holds the lock until it returns. Meanwhile
+    # it may follow jobs, and wait for them. So their handlers get a new lock.
     handler_lock = threading.RLock()
 
 

@@ -66,7 +66,10 @@ def to_json(value: object) -> str:
 
 
 def through_json(value: object) -> object:
-    """Return `value` as it would come out of the stream: 7_job_creator.py needs that."""
+    """Return `value` as it would come out of the stream.
+
+    7_job_creator.py calls this for a result that it has from RQ instead.
+    """
     return json.loads(to_json(value))
 
 
@@ -156,14 +159,19 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class NotificationPool(WorkerPool):
     """RQ's pool, for `PatientWorker` only. If one of them ends by an error, the pool ends too.
 
-    A worker is a fork of the process of the pool. A fork begins with what its parent has: the
-    modules that are imported, the signal handlers, the signals that are blocked.
+    1. RQ's `start` calls `start_workers`, which calls `start_worker` for each worker.
+    2. `start_worker` blocks signals, and gets a process from `get_worker_process`. That is
+       started by a fork: the new process begins with what the pool has, its imported modules,
+       its signal handlers, and its blocked signals.
+    3. In the new process, `run_worker` sets other signal handlers, and unblocks the signals.
+       Meanwhile, `start_worker` goes on in the pool, and unblocks them there.
     """
 
     def start_workers(self, **options) -> None:
         """Start all workers.
 
-        RQ sets its signal handlers when all have started. A stop may come before.
+        RQ sets its signal handlers when all have started. A stop may come before, so set them
+        here.
         """
         for signum in STOP_SIGNALS:
             signal.signal(signum, self.request_stop)
@@ -181,8 +189,7 @@ class NotificationPool(WorkerPool):
             if self.status != self.Status.STOPPED:
                 super().start_worker(*args, **options)
         finally:
-            # Only the pool comes here. In the new process, `super().start_worker` does not
-            # return: it calls `run_worker` below, which unblocks the signals there.
+            # Only the pool comes here. In the new process, `super().start_worker` does not return.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def get_worker_process(self, name: str, burst: bool, **options) -> BaseProcess:

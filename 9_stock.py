@@ -244,10 +244,11 @@ def read_the_rest(connection: socket.socket) -> None:
 
 
 class WholeLines(io.BufferedReader):
-    """A reader for which the end of the connection is not the end of a line.
+    """A reader for which the end of the connection is not the end of a line, but an error.
 
-    Otherwise, if a client leaves in the middle of a request, it would look like a whole one.
-    The normal end of a connection, between two requests, is an error here, too.
+    If a client leaves in the middle of a line, Python's own reader returns the half line, and
+    `http.server` would answer it like a whole request. The normal end of a connection, between
+    two requests, is an error here, too.
     """
 
     def readline(self, size: int = -1) -> bytes:
@@ -268,10 +269,10 @@ class RequestHandler(WSGIRequestHandler):
     """Answers the requests of a connection, one after the other.
 
     1. `Server` starts a thread for each connection, which calls `setup` and `handle`.
-    2. For each request, `handle` calls `handle_one_request`.
-    3. That calls `parse_request`, which reads the head of the request.
-    4. Then it calls `AnswerHandler.run`. `run` calls `app`, and `app` calls `start_response`.
-    5. At last it calls `send`.
+    2. For each request, `handle` calls `handle_one_request`, and that calls three methods:
+    3. `parse_request` reads the head of the request,
+    4. `AnswerHandler.run` calls `app`, and `app` calls `start_response`,
+    5. `RequestHandler.send` sends the answer.
     """
 
     # Keep connections open.
@@ -329,7 +330,7 @@ class RequestHandler(WSGIRequestHandler):
         self.connection.settimeout(IDLE_TIMEOUT)
 
     def handle_expect_100(self) -> bool:
-        """Answer at once, without `100 Continue`: the client may keep its body."""
+        """Don't ask for the body, for which a client with `Expect: 100-continue` waits."""
         return True
 
     def refuse_long_line(self) -> None:
@@ -362,9 +363,10 @@ class RequestHandler(WSGIRequestHandler):
         """Return whether a body may follow.
 
         Nobody reads a body here. If the connection went on, the body would be taken for the next
-        request. With a strange header, a proxy in front of this server may see a body where
-        this server sees none, and pass on what it has never checked ("request smuggling"). So
-        any sign of a body counts: in doubt, the client has to connect again.
+        request. An example of this attack, "request smuggling": after "Content-Length : 9", a
+        proxy passes nine bytes on as a body, and this server, to which that line is no header,
+        takes them for a request that the proxy has never seen. So any sign of a body counts: in
+        doubt, the client has to connect again.
         """
         if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
             return True
