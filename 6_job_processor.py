@@ -106,7 +106,8 @@ class PatientRetry(Retry):
         while True:
             try:
                 return do()
-            # AWAY are errors without an answer of Redis, REFUSED is an answer with an error.
+            # REFUSED is an answer with an error, AWAY are errors without an answer. A wrong
+            # password is in both: it must be raised.
             except redis_client.REFUSED as error:
                 if not is_full(error):
                     raise
@@ -173,7 +174,7 @@ class DueJobs(RQScheduler):
             return
         except Exception as error:
             # A delayed job that can't be read, say, must not end all workers of its queue. But
-            # the others of the queue wait until it is gone.
+            # until it is gone, the others of this worker's queues wait.
             if str(error) != self.last_error:
                 self.last_error = str(error)
                 redis_client.logger.exception("Delayed jobs can't be queued")
@@ -358,7 +359,8 @@ class Patient(BaseWorker):
         """Give a sign of life, once a second at most. RQ calls this three times for each job.
 
         In a pipeline, which sends several commands at once, RQ expects the answer to the
-        heartbeat at a fixed place. So in a pipeline, the heartbeat is always sent.
+        heartbeat at a fixed place. So in a pipeline, the heartbeat is always sent. Without one,
+        RQ asks for no longer `timeout` than the usual one.
         """
         self.notice_absence()
         if pipeline is None and time.monotonic() < self.next_heartbeat:
@@ -369,7 +371,7 @@ class Patient(BaseWorker):
     def set_state(self, state: str, pipeline=None) -> None:
         """Write the state to Redis if it has changed. RQ writes "idle" twice after each job.
 
-        RQ's `prepare_execution` calls this with a pipeline, but looks at none of its answers.
+        Unlike a heartbeat, it may be left out of a pipeline: RQ looks at no answer there.
         """
         if state != self.get_state():
             super().set_state(state, pipeline)
@@ -444,7 +446,8 @@ class Patient(BaseWorker):
         while time_left > 0:
             if self.work_is_over.wait(STOP_INTERVAL):
                 return
-            # A job in hand stops the clock, unless it is given up.
+            # A job in hand stops the clock, unless it is given up. After the job, the clock goes
+            # on from where it was.
             if self.has_given_up or not self.has_job_in_hand():
                 time_left -= STOP_INTERVAL
         # `sys.exit` would end this thread only. What is printed but not flushed is lost.
@@ -476,9 +479,9 @@ class PatientWorker(Patient, Worker):
         """Wait until the work horse ends, or for JOB_MONITORING_INTERVAL seconds.
 
         A sleep of the machine, or a wait for Redis, must not make RQ kill the horse. RQ calls
-        this again and again, and an alarm ends each call after an interval. Then RQ kills the
-        horse if `now() - started_at` is a minute longer than the job may take. So set
-        `started_at` to now minus the intervals that have really passed.
+        this again and again, and an alarm ends each call after an interval. Right after that,
+        RQ kills the horse if `now() - job.started_at` is a minute longer than the job may take.
+        So correct `started_at` here, to now minus the intervals that have really passed.
         """
         try:
             return super().wait_for_horse()

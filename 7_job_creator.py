@@ -85,8 +85,8 @@ def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
     called with a job, the name of an event and its detail: "progress" (percent), "complete"
     (what the job returned, through JSON), "failed attempt" or "failed" (the error). The
     handler hears of all events since the job was created. When it hears of "complete" or
-    "failed", RQ has recorded the end of the job. The end of a job that was queued without
-    `HOOKS` is only noticed by asking RQ, once a second.
+    "failed", RQ has recorded the end of the job, if that took less than a second. The end of
+    a job that was queued without `HOOKS` is only noticed by asking RQ, once a second.
 
     However many calls wait, each queue takes one thread and one connection. But if two queues
     have the same name and different clients, each takes its own. A job that has been requeued
@@ -99,7 +99,7 @@ def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
 
 
 def wait_for_jobs() -> None:
-    """Wait until all jobs that this process follows have ended.
+    """Wait until all jobs that this process follows have ended. Not for use in a handler.
 
     Ends the script with status 1 if there was an error in a handler or while following.
     """
@@ -231,7 +231,7 @@ class Follower(threading.Thread):
             self.handle_news(wait=CHECK_INTERVAL / 2)
             time.sleep(READ_PAUSE)
         except redis_client.REFUSED as error:
-            # Redis has refused TIME or HGET. (If it refuses XREAD, `read` reports that.)
+            # Redis has refused another command than XREAD. (For that, see `read`.)
             self.report_refusal(error)
             time.sleep(1)
         except redis_client.AWAY:
@@ -283,7 +283,7 @@ class Follower(threading.Thread):
         if not entries:
             return False
         self.handle_entries(entries)
-        # If there was an error, such as that Redis is away, they are read again.
+        # Only now: after an error, such as that Redis is away, the entries are read again.
         last_id, _ = entries[-1]
         self.position = position_of(last_id)
         return len(entries) == ENTRIES_AT_ONCE
@@ -363,6 +363,7 @@ class Follower(threading.Thread):
         After its end, a job is followed no more.
         """
         followings = self.followed.get(event.job_id, [])
+        # First, as a handler may follow the job again.
         if event.name in ENDS:
             self.followed.pop(event.job_id, None)
         for following in followings:
@@ -463,7 +464,14 @@ def error_of(job: rq.job.Job) -> str:
     RQ keeps the traceback of an error, or a text about a killed work horse. This is the last
     line of it.
     """
-    result = job.latest_result()
+    try:
+        result = job.latest_result()
+    except redis_client.AWAY:
+        # `take_turn` waits, and asks again.
+        raise
+    except Exception:
+        logger.exception("The error of job %s can't be read", job.id)
+        return ""
     if result is None or not result.exc_string:
         return ""
     # The text that RQ writes for a killed work horse ends with "; ".
@@ -504,6 +512,8 @@ def after_fork_in_parent() -> None:
 def after_fork_in_child() -> None:
     """Forget the followers, whose threads are in the parent, and begin anew."""
     global handler_lock
+    for follower in followers:
+        follower.followed.clear()
     followers.clear()
     Follower.has_failed = False
     followers_lock.release()
