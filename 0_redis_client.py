@@ -62,9 +62,9 @@ DEFAULTS = {
 ANSWER_AT_ONCE = {
     # The limit for each answer of Redis, in seconds.
     "socket_timeout": 0.5,
-    # With no error to retry on (`supported_errors`), an error of the connection is raised at
-    # once. Otherwise, if the connection breaks in the transaction of 9_stock.py, redis-py would
-    # begin the transaction again, as if another client had changed the key.
+    # Raise every error at once. `retries=0` alone is not enough: after an error that is
+    # supported, redis-py closes the connection, and in a transaction that raises `WatchError`,
+    # which means that another client has changed the key, and lets the transaction begin again.
     "retry": Retry(NoBackoff(), retries=0, supported_errors=()),
     # Each request that is being answered needs a connection. The default is 100.
     "max_connections": 10_000,
@@ -72,8 +72,9 @@ ANSWER_AT_ONCE = {
 
 # redis-py raises one of these while Redis is away or does not answer.
 AWAY = (redis.ConnectionError, redis.TimeoutError)
-# It raises one of these if Redis answers with an error. Code that waits after AWAY must catch
-# REFUSED before it: a wrong password is in both, and waiting does not help.
+# It raises one of these if Redis answers with an error. The second one is for a wrong password.
+# It is a subclass of `ConnectionError`, so `except AWAY` would catch it, too. Code that waits
+# after AWAY must catch REFUSED first, as waiting does not help then.
 REFUSED = (redis.ResponseError, redis.AuthenticationError)
 
 # The log of all scripts. Like that of RQ, it goes to standard error.
@@ -116,9 +117,10 @@ def prepare_process() -> None:
 
 def run(main: Callable, *arguments) -> None:
     """Call `main` as a script. Without Redis, print one line, and end with status 1."""
-    # Prepare the process only once, though a worker of 7_job_processor.py calls `run` again in
-    # its fork, and not in IDLE or Jupyter, which handle output and Ctrl-C themselves. In both
-    # cases, `sys.stdout` is not the output any more with which Python began.
+    # There are two cases in which this is not to be done, and in both `sys.stdout` is not the
+    # output any more with which Python began. It has been done already: a worker of
+    # 7_job_processor.py is a fork, and calls `run` again. Or this is IDLE or Jupyter, which
+    # handle output and Ctrl-C themselves.
     if sys.stdout is sys.__stdout__:
         prepare_process()
     # Log warnings and errors only. `disable` is also for loggers that have set a level

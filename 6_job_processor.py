@@ -63,8 +63,9 @@ RETRY_INTERVAL = 0.5
 def is_full(error: Exception) -> bool:
     """Return whether Redis has refused a command because it is full.
 
-    At the end of a transaction, and in a script before Redis 7, redis-py has another error for
-    that. But its text contains that of Redis. ("OOM" is "out of memory".)
+    At the end of a transaction (EXEC), and before Redis 7 in a Lua script, of which RQ uses
+    some, redis-py raises another error. But its text contains that of Redis. ("OOM" is "out of
+    memory".)
     """
     if isinstance(error, redis.OutOfMemoryError):
         return True
@@ -97,10 +98,10 @@ class PatientRetry(Retry):
         `fail` wants to know the number of failures.
 
         redis-py's own method calls `do`, `fail`, and then waits. This one calls `do`, waits, and
-        then calls `fail`. For `fail` may raise: if the connection breaks while a transaction
-        watches keys, it raises `WatchError`, as if a key had changed, and RQ begins the
-        transaction again. With the wait after `fail`, RQ would begin again and again without a
-        pause.
+        then calls `fail`, because `fail` may leave this method by an error. If the connection
+        breaks while a transaction watches keys, it raises `WatchError`, which RQ takes for a
+        changed key. RQ begins the transaction again, which fails again. With the wait after
+        `fail`, it would never be reached, and RQ would do so without a pause.
         """
         failures = 0
         while True:
@@ -111,6 +112,7 @@ class PatientRetry(Retry):
             except redis_client.REFUSED as error:
                 if not is_full(error):
                     raise
+                # Python deletes `error` at the end of the `except`.
                 reason = error
             except redis_client.AWAY as error:
                 reason = error
@@ -173,8 +175,9 @@ class DueJobs(RQScheduler):
         except redis_client.AWAY:
             return
         except Exception as error:
-            # A delayed job that can't be read, say, must not end all workers of its queue. But
-            # until it is gone, the others of this worker's queues wait.
+            # A delayed job that can't be read, say, must not end all workers of its queue. Until
+            # it is gone, no other delayed job in the queues of this worker is queued; jobs that
+            # are not delayed run.
             if str(error) != self.last_error:
                 self.last_error = str(error)
                 redis_client.logger.exception("Delayed jobs can't be queued")
@@ -192,17 +195,19 @@ LOOK_INTERVAL = 1
 SUSPENSION_INTERVAL = 0.5
 # How often it gives a sign of life.
 HEARTBEAT_INTERVAL = 1
-# How long Redis remembers it without a sign of life. RQ adds 60.
+# How long Redis remembers it without a sign of life. RQ adds 60, so it is 75.
 WORKER_TTL = 15
-# How often RQ renews the lease of the job that it runs. A lease lasts for 60 more.
+# How often RQ renews the lease of the job that it runs. RQ adds 60, so a lease lasts for 65.
 JOB_MONITORING_INTERVAL = 5
-# How often it looks for the jobs of dead workers.
+# How often it looks for the jobs of dead workers. They are those whose lease is over.
 MAINTENANCE_INTERVAL = 5
-# If it has not been active for so long, other workers may have been asleep, too.
+# If a laptop is closed for an hour, all leases are over when it wakes, and all workers on it
+# look dead to each other. When Redis has been away, all look dead, too. After such an absence,
+# a worker waits, so that the others can renew their leases. The clock has to show a gap of at
+# least ABSENCE.
 ABSENCE = 30
-# How long it waits then for signs of life of the others, before it looks for dead workers.
-# During a job, a worker gives one every JOB_MONITORING_INTERVAL. It may need 11 more to give up
-# a silent connection, and some to connect again.
+# How long it waits then. To renew a lease, a worker may need JOB_MONITORING_INTERVAL, 11 more
+# if it has to give up a silent connection, and some to connect again.
 REST_AFTER_ABSENCE = 20
 # How long its stop may take, not counting the time for a job in hand.
 STOP_TIMEOUT = 1.5
@@ -228,11 +233,6 @@ class Patient(BaseWorker):
 
     A worker changes the `Retry` of the client that it is given. It sets `worker_ttl` and
     `job_monitoring_interval` itself, and ignores `with_scheduler`, which it does not need.
-
-    When the signs of life of a worker are overdue, RQ takes it for dead, and fails its job. If a
-    laptop is closed for an hour, all workers on it look dead to each other when it wakes. So
-    does everybody when Redis has been away. After such an absence, a worker gives the others
-    some time for a sign of life, before it looks for dead ones.
     """
 
     def __init__(
@@ -301,6 +301,7 @@ class Patient(BaseWorker):
         """
         while is_suspended(self.connection, self) and not self.is_stopping:
             if burst:
+                # A burst does not wait for jobs that it may not take.
                 self.is_out_of_jobs = True
                 raise StopRequested
             self.set_state(WorkerStatus.SUSPENDED)
@@ -359,8 +360,7 @@ class Patient(BaseWorker):
         """Give a sign of life, once a second at most. RQ calls this three times for each job.
 
         In a pipeline, which sends several commands at once, RQ expects the answer to the
-        heartbeat at a fixed place. So in a pipeline, the heartbeat is always sent. Without one,
-        RQ asks for no longer `timeout` than the usual one.
+        heartbeat at a fixed place. So in a pipeline, the heartbeat is always sent.
         """
         self.notice_absence()
         if pipeline is None and time.monotonic() < self.next_heartbeat:
@@ -478,17 +478,21 @@ class PatientWorker(Patient, Worker):
     def wait_for_horse(self):
         """Wait until the work horse ends, or for JOB_MONITORING_INTERVAL seconds.
 
-        A sleep of the machine, or a wait for Redis, must not make RQ kill the horse. RQ calls
-        this again and again, and an alarm ends each call after an interval. Right after that,
-        RQ kills the horse if `now() - job.started_at` is a minute longer than the job may take.
-        So correct `started_at` here, to now minus the intervals that have really passed.
+        RQ does this again and again:
+
+        1. It calls this method. An alarm ends the call after an interval.
+        2. If `now() - job.started_at` is a minute longer than the job may take, it kills the
+           horse.
+
+        A sleep of the machine, or a wait for Redis, must not count for that. So here `started_at`
+        is corrected to now minus the intervals that have passed.
         """
         try:
             return super().wait_for_horse()
         except HorseMonitorTimeoutException:
             self.intervals += 1
             worked = timedelta(seconds=self.intervals * JOB_MONITORING_INTERVAL)
-            # The horse has its own copy of the job. RQ saves this one only if the horse dies.
+            # The horse has its own copy of the job, with the true start.
             self.monitored_job.started_at = now() - worked
             raise
 

@@ -84,9 +84,10 @@ def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
     Twin of `job.on(…)`. Returns the jobs, as `job.on` returns the job. The handler is
     called with a job, the name of an event and its detail: "progress" (percent), "complete"
     (what the job returned, through JSON), "failed attempt" or "failed" (the error). The
-    handler hears of all events since the job was created. When it hears of "complete" or
-    "failed", RQ has recorded the end of the job, if that took less than a second. The end of
-    a job that was queued without `HOOKS` is only noticed by asking RQ, once a second.
+    handler hears of all events since the job was created. Before it hears of "complete" or
+    "failed", the follower waits for up to a second until RQ has recorded the end, so that the
+    handler can delete or requeue the job. The end of a job that was queued without `HOOKS` is
+    only noticed by asking RQ, once a second.
 
     However many calls wait, each queue takes one thread and one connection. But if two queues
     have the same name and different clients, each takes its own. A job that has been requeued
@@ -99,9 +100,10 @@ def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
 
 
 def wait_for_jobs() -> None:
-    """Wait until all jobs that this process follows have ended. Not for use in a handler.
+    """Wait until all jobs that this process follows have ended.
 
     Ends the script with status 1 if there was an error in a handler or while following.
+    A handler can't call this, as its own follower would wait for itself.
     """
     # A follower removes itself from the list when it ends.
     while followers:
@@ -203,8 +205,7 @@ class Follower(threading.Thread):
         """Leave `followers` and return True if there is no job to follow."""
         with followers_lock:
             if self not in followers:
-                # This is the child of a fork. In a child, only the thread that has forked goes
-                # on: that is this one, if a handler has forked.
+                # A handler has forked, and this is the child: see the end of this file.
                 return True
             if self.newcomers or self.followed:
                 return False
@@ -271,8 +272,9 @@ class Follower(threading.Thread):
         first events may be missed.)
         """
         created_at = min(job.created_at.timestamp() for job in jobs)
-        # It does no harm if the position is too early. So `age` comes second, as the answer of
-        # Redis may take long, and two seconds more make up for the rounding of both.
+        # A position that is too early does no harm; one that is too late does. So compute `age`
+        # after Redis has answered: if that takes long, `age` is larger, and the position
+        # earlier. Two seconds more make up for the rounding of both.
         now, _ = self.connection.time()
         age = int(time.time() - created_at)
         return 1000 * (now - age - 2), 0
@@ -351,6 +353,7 @@ class Follower(threading.Thread):
         while jobs and time.monotonic() < end:
             still_started = []
             for job, status in zip(jobs, self.statuses_of(jobs)):
+                # The members of `JobStatus` are strings.
                 if status == JobStatus.STARTED:
                     still_started.append(job)
             jobs = still_started
@@ -422,8 +425,8 @@ def position_of(entry_id: bytes) -> Position:
 
 def is_script_running() -> bool:
     """Return whether any thread runs that keeps the script alive, followers not counted."""
-    # In the child of a fork, the main thread is the one that has forked. So it may also be a
-    # follower, or a daemon.
+    # It counts whatever it is. (In the child of a fork, see the end of this file, the main thread
+    # is the one that has forked. That may be a follower, or a daemon.)
     if threading.main_thread().is_alive():
         return True
     for thread in threading.enumerate():
@@ -517,8 +520,8 @@ def after_fork_in_child() -> None:
     followers.clear()
     Follower.has_failed = False
     followers_lock.release()
-    # If a handler has forked, it goes on here, and holds the lock until it returns. Meanwhile
-    # it may follow jobs, and wait for them. So their handlers get a new lock.
+    # If a handler has forked, it goes on here, and holds the old lock. What it does in this new
+    # process may need handlers again, so they get a new lock.
     handler_lock = threading.RLock()
 
 

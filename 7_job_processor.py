@@ -214,7 +214,7 @@ class NotificationPool(WorkerPool):
         if worker_data.process.exitcode != 1:
             return
         # If the pool is stopping, the workers have had a signal already. A second signal would
-        # let them give up their jobs.
+        # make them give up their jobs.
         if self.status != self.Status.STOPPED:
             self.stop_workers()
         # For the same reason, the pool passes no signal on from now on.

@@ -330,7 +330,7 @@ class RequestHandler(WSGIRequestHandler):
         self.connection.settimeout(IDLE_TIMEOUT)
 
     def handle_expect_100(self) -> bool:
-        """Don't ask for the body, for which a client with `Expect: 100-continue` waits."""
+        """Don't ask for the body. With `Expect: 100-continue`, a client waits to be asked."""
         return True
 
     def refuse_long_line(self) -> None:
@@ -363,10 +363,10 @@ class RequestHandler(WSGIRequestHandler):
         """Return whether a body may follow.
 
         Nobody reads a body here. If the connection went on, the body would be taken for the next
-        request. An example of this attack, "request smuggling": after "Content-Length : 9", a
-        proxy passes nine bytes on as a body, and this server, to which that line is no header,
-        takes them for a request that the proxy has never seen. So any sign of a body counts: in
-        doubt, the client has to connect again.
+        request. That is an attack, "request smuggling". For example, "Content-Length : 9" has a
+        space before its colon. A proxy may still take it for a header, and pass nine bytes on as
+        a body. This server does not, and takes the nine bytes for a request that the proxy has
+        never seen. So any sign of a body counts: in doubt, the client has to connect again.
         """
         if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
             return True
@@ -374,8 +374,9 @@ class RequestHandler(WSGIRequestHandler):
         # "Content-Length : 9", it takes the rest of them for the text of the mail.
         if self.headers.defects or self.headers.get_payload():
             return True
-        # In an old form, a header may go on in the next line, after a space. A proxy may take
-        # that line, such as " Content-Length: 9", for a header of its own.
+        # In an old form, a header may go on in the next line, after a space. Python keeps the
+        # line break in its value. A proxy may take that line, such as " Content-Length: 9", for a
+        # header of its own.
         return "\n" in "".join(self.headers.values())
 
     def log_message(self, *args) -> None:
