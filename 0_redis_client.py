@@ -62,9 +62,10 @@ DEFAULTS = {
 ANSWER_AT_ONCE = {
     # The limit for each answer of Redis, in seconds.
     "socket_timeout": 0.5,
-    # Raise every error at once. `retries=0` alone is not enough: after an error that is
-    # supported, redis-py closes the connection, and in a transaction that raises `WatchError`,
-    # which means that another client has changed the key, and lets the transaction begin again.
+    # Raise the true error, at once. After an error in `supported_errors`, redis-py closes the
+    # connection, even with no retries left. If the connection was watching keys, as in the
+    # transaction of 9_stock.py, closing it raises `WatchError` instead. That error usually means
+    # that a key has changed, so the transaction would begin again, though Redis is away.
     "retry": Retry(NoBackoff(), retries=0, supported_errors=()),
     # Each request that is being answered needs a connection. The default is 100.
     "max_connections": 10_000,
@@ -99,7 +100,7 @@ class Output(io.FileIO):
 
 def prepare_process() -> None:
     """Set up the output and the signals of a process that runs a script."""
-    # It is None if a shell has closed it, by `>&-`.
+    # `sys.stdout` is None if a shell has closed it, by `>&-`.
     if sys.stdout is not None:
         # Without `closefd=False`, the file would be closed when this object is deleted.
         output = Output(sys.stdout.fileno(), "w", closefd=False)
@@ -117,10 +118,9 @@ def prepare_process() -> None:
 
 def run(main: Callable, *arguments) -> None:
     """Call `main` as a script. Without Redis, print one line, and end with status 1."""
-    # There are two cases in which this is not to be done, and in both `sys.stdout` is not the
-    # output any more with which Python began. It has been done already: a worker of
-    # 7_job_processor.py is a fork, and calls `run` again. Or this is IDLE or Jupyter, which
-    # handle output and Ctrl-C themselves.
+    # Prepare the process only if `sys.stdout` is still the one that Python began with. It is not
+    # in a worker of 7_job_processor.py, a fork that calls `run` again after its parent has
+    # prepared it, and in IDLE or Jupyter, which handle output and Ctrl-C themselves.
     if sys.stdout is sys.__stdout__:
         prepare_process()
     # Log warnings and errors only. `disable` is also for loggers that have set a level
@@ -190,7 +190,7 @@ def redis_url() -> str:
 
 def is_well_formed(url: str) -> bool:
     """Return whether a client can be made from `url`."""
-    # Each of these lines raises an error for a URL that would fail now or later.
+    # The first lines raise an error for a URL that would fail now or later.
     try:
         # Text that can't be sent to Redis, as it is not UTF-8.
         url.encode()
@@ -220,7 +220,8 @@ def has_clear_address(url: str) -> bool:
     # For port 0, redis-py would use 6379.
     if parts.port == 0:
         return False
-    # For a path that is no number, it would use database 0. LARGEST_NUMBER has seven digits.
+    # For a path that is no number, it would use database 0. An unescaped "/" in a password makes
+    # such a path, too. LARGEST_NUMBER has seven digits.
     return re.fullmatch("(/[0-9]{0,7})?", parts.path) is not None
 
 

@@ -98,10 +98,14 @@ class PatientRetry(Retry):
         `fail` wants to know the number of failures.
 
         redis-py's own method calls `do`, `fail`, and then waits. This one calls `do`, waits, and
-        then calls `fail`, because `fail` may leave this method by an error. If the connection
-        breaks while a transaction watches keys, it raises `WatchError`, which RQ takes for a
-        changed key. RQ begins the transaction again, which fails again. With the wait after
-        `fail`, it would never be reached, and RQ would do so without a pause.
+        then calls `fail`, because `fail` may itself raise an error:
+
+        1. The connection breaks while a transaction is watching keys.
+        2. `fail` raises `WatchError`, which means that a key has changed.
+        3. RQ begins the transaction again at once.
+
+        If the wait came after `fail`, step 2 would skip it, and RQ would go round without a
+        pause.
         """
         failures = 0
         while True:
@@ -148,7 +152,8 @@ class DueJobs(RQScheduler):
             serializer=serializer,
         )
         # `self.connection` is another client, which RQ makes with the settings of `connection`.
-        # It has not connected yet. This is the dict with which it will make its connections.
+        # It has not connected yet. `settings` is the very dict from which it will make its
+        # connections, not a copy.
         settings = self.connection.get_connection_kwargs()
         settings["socket_timeout"] = LOOK_TIMEOUT
         # It sends each command only once. If the answer to a transaction was lost, and the
@@ -171,6 +176,7 @@ class DueJobs(RQScheduler):
         except redis_client.REFUSED as error:
             if is_full(error):
                 return
+            # A missing right, say. Waiting does not help, so this ends the worker.
             raise
         except redis_client.AWAY:
             return
@@ -207,7 +213,7 @@ MAINTENANCE_INTERVAL = 5
 # least ABSENCE.
 ABSENCE = 30
 # How long it waits then. To renew a lease, a worker may need JOB_MONITORING_INTERVAL, 11 more
-# if it has to give up a silent connection, and some to connect again.
+# if its connection is silent and has to be given up, and some to connect again.
 REST_AFTER_ABSENCE = 20
 # How long its stop may take, not counting the time for a job in hand.
 STOP_TIMEOUT = 1.5
@@ -255,13 +261,14 @@ class Patient(BaseWorker):
         # True after a second one: it ends in any case.
         self.has_given_up = False
         self.work_is_over = threading.Event()
-        # When this worker was last active, by `time.time()`. After a sleep of the machine, that
-        # clock shows a gap.
+        # When this worker was last active, by `time.time()`. That clock goes on while the machine
+        # is asleep, so it shows a gap then. `time.monotonic()`, by which all other times here
+        # are measured, may stand still.
         self.last_seen = time.time()
-        # When it has last noticed such a gap, by `time.monotonic()`. A new worker begins as if
-        # after a gap.
+        # When it has last noticed such a gap. A new worker does not know whether there was one,
+        # so it begins as if there was.
         self.last_absence = time.monotonic()
-        # When each of these is due, also by `time.monotonic()`, a clock that nobody sets.
+        # When each of these is due.
         self.next_heartbeat = 0.0
         self.next_look = 0.0
         self.next_maintenance = 0.0
@@ -428,8 +435,9 @@ class Patient(BaseWorker):
     def request_force_stop(self, signum, frame) -> None:
         """Give up the job in hand. This is the handler for a second signal.
 
-        RQ's own method raises `SystemExit`, unless less than a second has passed: after a
-        Ctrl-C, the workers of a pool get a signal from the terminal, and one from the pool.
+        RQ's own method kills the work horse, and raises `SystemExit`. It ignores a signal that
+        comes within a second of the first: after a Ctrl-C, the workers of a pool get one from
+        the terminal, and one from the pool.
         """
         try:
             super().request_force_stop(signum, frame)

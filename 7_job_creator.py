@@ -205,7 +205,8 @@ class Follower(threading.Thread):
         """Leave `followers` and return True if there is no job to follow."""
         with followers_lock:
             if self not in followers:
-                # A handler has forked, and this is the child: see the end of this file.
+                # This is the child of a fork, and the jobs are followed in its parent. (See the end
+                # of this file.)
                 return True
             if self.newcomers or self.followed:
                 return False
@@ -267,14 +268,14 @@ class Follower(threading.Thread):
     def position_before(self, jobs: list[rq.job.Job]) -> Position:
         """Return a position in the stream from before the jobs were created.
 
-        The clock of Redis may differ from the one here. So only the age of the oldest job is
-        taken from here. (If another machine, with a wrong clock, has created the jobs, their
-        first events may be missed.)
+        It is the time of Redis, minus the age of the oldest job, minus two seconds. The age is by
+        the clock of this machine, which may differ from that of Redis. (If another machine, with
+        a wrong clock, has created the jobs, their first events may be missed.)
         """
         created_at = min(job.created_at.timestamp() for job in jobs)
         # A position that is too early does no harm; one that is too late does. So compute `age`
         # after Redis has answered: if that takes long, `age` is larger, and the position
-        # earlier. Two seconds more make up for the rounding of both.
+        # earlier. The two seconds make up for the rounding of both.
         now, _ = self.connection.time()
         age = int(time.time() - created_at)
         return 1000 * (now - age - 2), 0
@@ -384,9 +385,9 @@ class Follower(threading.Thread):
         """Handle the ends that are not in the stream. A killed job, for example, writes none.
 
         1. Ask RQ which jobs have ended.
-        2. Read the stream to its end. If one of these jobs has written an event, it was before
-           RQ recorded the end. So that event is handled now, and the job is not followed any
-           more.
+        2. Read the stream to its end. If one of these jobs has written an event, it was written
+           before RQ recorded the end. So that event is handled now, and the job is not followed
+           any more.
         3. Those that are still followed have written none.
         """
         jobs = [followings[0].job for followings in self.followed.values()]
@@ -425,8 +426,8 @@ def position_of(entry_id: bytes) -> Position:
 
 def is_script_running() -> bool:
     """Return whether any thread runs that keeps the script alive, followers not counted."""
-    # It counts whatever it is. (In the child of a fork, see the end of this file, the main thread
-    # is the one that has forked. That may be a follower, or a daemon.)
+    # The main thread counts always, even if it is a follower or a daemon. It can be one in the
+    # child of a fork, where the thread that has forked becomes the main thread.
     if threading.main_thread().is_alive():
         return True
     for thread in threading.enumerate():
@@ -515,13 +516,14 @@ def after_fork_in_parent() -> None:
 def after_fork_in_child() -> None:
     """Forget the followers, whose threads are in the parent, and begin anew."""
     global handler_lock
+    # If a handler has forked, its follower goes on here. It must not handle what is left.
     for follower in followers:
         follower.followed.clear()
     followers.clear()
     Follower.has_failed = False
     followers_lock.release()
-    # If a handler has forked, it goes on here, and holds the old lock. What it does in this new
-    # process may need handlers again, so they get a new lock.
+    # In this process, a handler that has forked still holds the old lock, until it returns. But
+    # it may follow jobs here, whose handlers run in another thread. So these use a new lock.
     handler_lock = threading.RLock()
 
 

@@ -160,8 +160,8 @@ class NotificationPool(WorkerPool):
     """RQ's pool, for `PatientWorker` only. If one of them ends by an error, the pool ends too.
 
     1. RQ's `start` calls `start_workers`, which calls `start_worker` for each worker.
-    2. `start_worker` blocks signals, and gets a process from `get_worker_process`. That is
-       started by a fork: the new process begins with what the pool has, its imported modules,
+    2. `start_worker` blocks signals, gets a process from `get_worker_process`, and starts it.
+       The start is a fork: the new process begins with what the pool has, its imported modules,
        its signal handlers, and its blocked signals.
     3. In the new process, `run_worker` sets other signal handlers, and unblocks the signals.
        Meanwhile, `start_worker` goes on in the pool, and unblocks them there.
@@ -210,7 +210,8 @@ class NotificationPool(WorkerPool):
         do so for ever if each ends by an error.
         """
         super().handle_dead_worker(worker_data)
-        # The exit code is 0 after a stop, negative after `kill -9`, and 1 after an error.
+        # The exit code is 1 after an error, 0 after a stop, and negative after `kill -9`, when RQ
+        # may replace the worker.
         if worker_data.process.exitcode != 1:
             return
         # If the pool is stopping, the workers have had a signal already. A second signal would
@@ -231,8 +232,9 @@ def run_worker(name: str, queue_names: list[str], burst: bool) -> None:
     for signum in STOP_SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    # This only saves time. For jobs, this file is the module `7_job_processor`, but here it runs
-    # as `__main__`. So each work horse would import it, if it was not imported before the fork.
+    # This only saves time. A job names its function `7_job_processor.send_notification`, but here
+    # this file runs as the module `__main__`. So each work horse would import it again, if it
+    # was not imported before the fork.
     importlib.import_module("7_job_processor")
     client = redis_client.create_client()
     processor_6.PatientWorker(queue_names, name=name, connection=client).work(burst)
