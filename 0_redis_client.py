@@ -62,10 +62,10 @@ DEFAULTS = {
 ANSWER_AT_ONCE = {
     # The limit for each answer of Redis, in seconds.
     "socket_timeout": 0.5,
-    # Raise the true error, at once. After an error in `supported_errors`, redis-py closes the
-    # connection, even with no retries left. If the connection was watching keys, as in the
-    # transaction of 9_stock.py, closing it raises `WatchError` instead. That error usually means
-    # that a key has changed, so the transaction would begin again, though Redis is away.
+    # Raise the true error, at once. `retries=0` is not enough for that. After an error of a kind
+    # in `supported_errors`, redis-py closes the connection. If it was watching keys, as in the
+    # transaction of 9_stock.py, that raises `WatchError` in place of the true error, and the
+    # transaction begins again, as if a key had changed. So no kind is in it.
     "retry": Retry(NoBackoff(), retries=0, supported_errors=()),
     # Each request that is being answered needs a connection. The default is 100.
     "max_connections": 10_000,
@@ -118,9 +118,9 @@ def prepare_process() -> None:
 
 def run(main: Callable, *arguments) -> None:
     """Call `main` as a script. Without Redis, print one line, and end with status 1."""
-    # Prepare the process only if `sys.stdout` is still the one that Python began with. It is not
-    # in a worker of 7_job_processor.py, a fork that calls `run` again after its parent has
-    # prepared it, and in IDLE or Jupyter, which handle output and Ctrl-C themselves.
+    # In two cases, `sys.stdout` is another object than at the start of Python, and nothing must
+    # be prepared: in a worker of 7_job_processor.py (a fork, whose parent has prepared it), and
+    # in IDLE or Jupyter (which handle output and Ctrl-C themselves).
     if sys.stdout is sys.__stdout__:
         prepare_process()
     # Log warnings and errors only. `disable` is also for loggers that have set a level

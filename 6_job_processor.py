@@ -63,9 +63,9 @@ RETRY_INTERVAL = 0.5
 def is_full(error: Exception) -> bool:
     """Return whether Redis has refused a command because it is full.
 
-    At the end of a transaction (EXEC), and before Redis 7 in a Lua script, of which RQ uses
-    some, redis-py raises another error. But its text contains that of Redis. ("OOM" is "out of
-    memory".)
+    For redis-py, this is not always an `OutOfMemoryError`. It is another error in two cases: at
+    the end of a transaction, and, before Redis 7, in a Lua script, of which RQ uses some. Its
+    text contains that of Redis, which begins with "OOM", out of memory.
     """
     if isinstance(error, redis.OutOfMemoryError):
         return True
@@ -165,8 +165,8 @@ class DueJobs(RQScheduler):
     def enqueue(self) -> None:
         """Queue the jobs that are due, except in queues that another worker has locked.
 
-        If Redis is away or full, they wait for the next look. A lock that is not released
-        expires.
+        If Redis is away or full, they wait for the next look. A lock that is not released is no
+        obstacle to this worker, and expires for the others after a minute.
         """
         try:
             self.acquire_locks()
@@ -182,8 +182,7 @@ class DueJobs(RQScheduler):
             return
         except Exception as error:
             # A delayed job that can't be read, say, must not end all workers of its queue. Until
-            # it is gone, no other delayed job in the queues of this worker is queued; jobs that
-            # are not delayed run.
+            # somebody deletes it, the other delayed jobs of these queues wait, too.
             if str(error) != self.last_error:
                 self.last_error = str(error)
                 redis_client.logger.exception("Delayed jobs can't be queued")
@@ -209,8 +208,8 @@ JOB_MONITORING_INTERVAL = 5
 MAINTENANCE_INTERVAL = 5
 # If a laptop is closed for an hour, all leases are over when it wakes, and all workers on it
 # look dead to each other. When Redis has been away, all look dead, too. After such an absence,
-# a worker waits, so that the others can renew their leases. The clock has to show a gap of at
-# least ABSENCE.
+# a worker waits, so that the others can renew their leases. This is the shortest gap in the
+# clock that counts as an absence; of Redis, each command that has failed counts.
 ABSENCE = 30
 # How long it waits then. To renew a lease, a worker may need JOB_MONITORING_INTERVAL, 11 more
 # if its connection is silent and has to be given up, and some to connect again.
@@ -356,7 +355,7 @@ class Patient(BaseWorker):
     def notice_absence(self) -> None:
         """Note that the worker is active, and whether the clock shows a gap before that.
 
-        It does after a sleep of the machine, or when it was set.
+        There is a gap if the machine was asleep, or if somebody has set the clock forward.
         """
         gap = time.time() - self.last_seen
         if gap > ABSENCE:
@@ -488,12 +487,14 @@ class PatientWorker(Patient, Worker):
 
         RQ does this again and again:
 
-        1. It calls this method. An alarm ends the call after an interval.
+        1. It calls this method. After an interval, an alarm raises
+           `HorseMonitorTimeoutException`.
         2. If `now() - job.started_at` is a minute longer than the job may take, it kills the
            horse.
 
-        A sleep of the machine, or a wait for Redis, must not count for that. So here `started_at`
-        is corrected to now minus the intervals that have passed.
+        The time must not count for which the machine was asleep, or in which the horse may have
+        waited for Redis, as this worker did. So here `started_at` is corrected to now minus the
+        intervals that have passed.
         """
         try:
             return super().wait_for_horse()

@@ -91,7 +91,7 @@ def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
 
     However many calls wait, each queue takes one thread and one connection. But if two queues
     have the same name and different clients, each takes its own. A job that has been requeued
-    can't be followed again, as its first end is in the stream.
+    can't be followed again: the handler would hear of its first end, which is in the stream.
     """
     with followers_lock:
         follower = follower_of(queue)
@@ -273,9 +273,8 @@ class Follower(threading.Thread):
         a wrong clock, has created the jobs, their first events may be missed.)
         """
         created_at = min(job.created_at.timestamp() for job in jobs)
-        # A position that is too early does no harm; one that is too late does. So compute `age`
-        # after Redis has answered: if that takes long, `age` is larger, and the position
-        # earlier. The two seconds make up for the rounding of both.
+        # Ask Redis first. If the answer is slow, the job then looks older than it was, and the
+        # position is too early, never too late. The two seconds make up for the rounding.
         now, _ = self.connection.time()
         age = int(time.time() - created_at)
         return 1000 * (now - age - 2), 0
@@ -367,7 +366,6 @@ class Follower(threading.Thread):
         After its end, a job is followed no more.
         """
         followings = self.followed.get(event.job_id, [])
-        # First, as a handler may follow the job again.
         if event.name in ENDS:
             self.followed.pop(event.job_id, None)
         for following in followings:
@@ -388,7 +386,7 @@ class Follower(threading.Thread):
         2. Read the stream to its end. If one of these jobs has written an event, it was written
            before RQ recorded the end. So that event is handled now, and the job is not followed
            any more.
-        3. Those that are still followed have written none.
+        3. Those that are still followed have no event in the stream. Handle their ends.
         """
         jobs = [followings[0].job for followings in self.followed.values()]
         begin = time.monotonic()
@@ -426,8 +424,8 @@ def position_of(entry_id: bytes) -> Position:
 
 def is_script_running() -> bool:
     """Return whether any thread runs that keeps the script alive, followers not counted."""
-    # The main thread counts always, even if it is a follower or a daemon. It can be one in the
-    # child of a fork, where the thread that has forked becomes the main thread.
+    # The main thread counts always. (After a fork, the main thread of the child is the one that
+    # has forked, which may be a daemon or a follower: see the end of this file.)
     if threading.main_thread().is_alive():
         return True
     for thread in threading.enumerate():
@@ -493,8 +491,7 @@ def error_of(job: rq.job.Job) -> str:
 # The rest matters only to programs that follow jobs and fork, as those do that start a
 # `multiprocessing` pool. In the child of a fork, the other threads are gone. What one of them
 # had locked at that moment, such as the output while it printed, would stay locked for ever. So
-# take both locks before a fork, which waits until no handler is called, and release them after
-# it.
+# before a fork, take both locks. Taking them waits until no handler runs.
 
 
 def before_fork() -> None:
@@ -514,16 +511,20 @@ def after_fork_in_parent() -> None:
 
 
 def after_fork_in_child() -> None:
-    """Forget the followers, whose threads are in the parent, and begin anew."""
+    """Forget the followers, and begin anew.
+
+    Usually their threads are in the parent only. But if a handler has forked, its follower is
+    the thread that goes on here. It finishes that handler, and then must stop: so its jobs are
+    cleared.
+    """
     global handler_lock
-    # If a handler has forked, its follower goes on here. It must not handle what is left.
     for follower in followers:
         follower.followed.clear()
     followers.clear()
     Follower.has_failed = False
     followers_lock.release()
-    # In this process, a handler that has forked still holds the old lock, until it returns. But
-    # it may follow jobs here, whose handlers run in another thread. So these use a new lock.
+    # This lock is replaced, not released. A handler that has forked still holds the old one, and
+    # a new follower in this process would wait for it.
     handler_lock = threading.RLock()
 
 

@@ -82,6 +82,7 @@ def test_a_refused_password_ends_every_script(start, start_redis, user, names, r
 @scenario
 def creators_say_so_when_redis_admits_them_no_more(start, start_redis):
     server = start_redis()
+    server.require(6)  # before, it admits the client of the test no more, either
     creator_6 = start("6_job_creator.py", server.url)
     creator_7 = start("7_job_creator.py", server.url)
     creator_6.wait_for("created")
