@@ -208,10 +208,11 @@ JOB_MONITORING_INTERVAL = 5
 MAINTENANCE_INTERVAL = 5
 # If a laptop is closed for an hour, all leases are over when it wakes, and all workers on it
 # look dead to each other. When Redis has been away, all look dead, too. After such an absence,
-# a worker waits, so that the others can renew their leases. This is the shortest gap in the
-# clock that counts as an absence; of Redis, each command that has failed counts.
+# a worker looks for no dead ones for a while, so that the others can renew their leases. (It
+# takes jobs as usual.) There are two kinds of absence. Redis was away: a command has failed. The
+# machine was asleep: the clock shows a gap of at least ABSENCE.
 ABSENCE = 30
-# How long it waits then. To renew a lease, a worker may need JOB_MONITORING_INTERVAL, 11 more
+# How long that while is. To renew a lease, a worker may need JOB_MONITORING_INTERVAL, 11 more
 # if its connection is silent and has to be given up, and some to connect again.
 REST_AFTER_ABSENCE = 20
 # How long its stop may take, not counting the time for a job in hand.
@@ -234,7 +235,7 @@ class Patient(BaseWorker):
     Most methods here override one of RQ's, and call that by `super()`. In `PatientWorker`,
     Python looks for a method in `PatientWorker`, `Patient`, `Worker` and `BaseWorker`, in this
     order. `super()` is not the parent of the class, but the next one in this order: in
-    `Patient`, it is `Worker`.
+    `Patient`, it is `Worker`. (In a `PatientSimpleWorker`, it is `SimpleWorker`.)
 
     A worker changes the `Retry` of the client that it is given. It sets `worker_ttl` and
     `job_monitoring_interval` itself, and ignores `with_scheduler`, which it does not need.
@@ -363,7 +364,10 @@ class Patient(BaseWorker):
         self.last_seen = time.time()
 
     def heartbeat(self, timeout=None, pipeline=None) -> None:
-        """Give a sign of life, once a second at most. RQ calls this three times for each job.
+        """Give a sign of life, once a second at most.
+
+        RQ calls this each second while it waits, three times for each job, and, in a
+        `PatientWorker`, every JOB_MONITORING_INTERVAL during a job.
 
         In a pipeline, which sends several commands at once, RQ expects the answer to the
         heartbeat at a fixed place. So in a pipeline, the heartbeat is always sent.
@@ -377,7 +381,8 @@ class Patient(BaseWorker):
     def set_state(self, state: str, pipeline=None) -> None:
         """Write the state to Redis if it has changed. RQ writes "idle" twice after each job.
 
-        Unlike a heartbeat, it may be left out of a pipeline: RQ looks at no answer there.
+        It may also be left out of a pipeline: from those in which RQ sets the state, it uses no
+        answers.
         """
         if state != self.get_state():
             super().set_state(state, pipeline)
@@ -399,7 +404,7 @@ class Patient(BaseWorker):
         if issubclass(error_class, NotificationError):
             return
         if self.has_given_up:
-            # A `PatientSimpleWorker`, in which the second signal has ended the job.
+            # In a `PatientSimpleWorker`, a second signal ends the job by an error: see below.
             return
         super().handle_exception(job, *exc_info)
 
@@ -509,8 +514,8 @@ class PatientWorker(Patient, Worker):
 class PatientSimpleWorker(Patient, SimpleWorker):
     """Runs jobs in its own process. That is faster, but a job that crashes ends the worker.
 
-    Use it with `rq worker-pool`, as the README shows. It gives no sign of life during a job, so
-    a long job is an absence, too.
+    Use it with `rq worker-pool`, as the README shows. It gives no sign of life during a job. So
+    after a long job it waits, as after an absence, before it looks for dead workers.
     """
 
     is_performing = False

@@ -205,8 +205,7 @@ class Follower(threading.Thread):
         """Leave `followers` and return True if there is no job to follow."""
         with followers_lock:
             if self not in followers:
-                # This is the child of a fork, and the jobs are followed in its parent. (See the end
-                # of this file.)
+                # This process was forked by a handler: see the end of this file.
                 return True
             if self.newcomers or self.followed:
                 return False
@@ -391,7 +390,7 @@ class Follower(threading.Thread):
         jobs = [followings[0].job for followings in self.followed.values()]
         begin = time.monotonic()
         statuses = self.statuses_of(jobs)
-        # To ask for thousands of jobs takes a while. So wait ten times as long until the next.
+        # For thousands of jobs, that takes a while. So wait ten times as long until the next check.
         pause = max(CHECK_INTERVAL, 10 * (time.monotonic() - begin))
         self.next_check = time.monotonic() + pause
         while self.handle_news():
@@ -424,8 +423,8 @@ def position_of(entry_id: bytes) -> Position:
 
 def is_script_running() -> bool:
     """Return whether any thread runs that keeps the script alive, followers not counted."""
-    # The main thread counts always. (After a fork, the main thread of the child is the one that
-    # has forked, which may be a daemon or a follower: see the end of this file.)
+    # At the end of a script, Python marks the main thread as ended, before it waits for others
+    # such as a follower.
     if threading.main_thread().is_alive():
         return True
     for thread in threading.enumerate():
@@ -514,8 +513,8 @@ def after_fork_in_child() -> None:
     """Forget the followers, and begin anew.
 
     Usually their threads are in the parent only. But if a handler has forked, its follower is
-    the thread that goes on here. It finishes that handler, and then must stop: so its jobs are
-    cleared.
+    the thread that goes on here, and the main thread of this process. It finishes that handler,
+    and then must stop: its jobs are cleared, and `leave_if_done` does not find it on the list.
     """
     global handler_lock
     for follower in followers:
