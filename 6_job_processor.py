@@ -111,8 +111,8 @@ class PatientRetry(Retry):
         while True:
             try:
                 return do()
-            # REFUSED is an answer with an error, AWAY are errors without an answer. A wrong
-            # password is in both: it must be raised.
+            # REFUSED is an answer with an error, AWAY are errors without an answer. REFUSED comes
+            # first, as `except AWAY` would also catch a wrong password.
             except redis_client.REFUSED as error:
                 if not is_full(error):
                     raise
@@ -157,7 +157,8 @@ class DueJobs(RQScheduler):
         settings = self.connection.get_connection_kwargs()
         settings["socket_timeout"] = LOOK_TIMEOUT
         # It sends each command only once. If the answer to a transaction was lost, and the
-        # transaction was sent again, its jobs would be queued twice.
+        # transaction was sent again, its jobs would be queued twice. (`retries=0` is enough here,
+        # as it watches no keys.)
         self.connection.set_retry(Retry(NoBackoff(), retries=0))
         # The text of the last unforeseen error, so that it is not logged each second.
         self.last_error = ""
@@ -165,8 +166,9 @@ class DueJobs(RQScheduler):
     def enqueue(self) -> None:
         """Queue the jobs that are due, except in queues that another worker has locked.
 
-        If Redis is away or full, they wait for the next look. A lock that is not released is no
-        obstacle to this worker, and expires for the others after a minute.
+        If Redis is away or full, they wait for the next look. After an error, the locks are not
+        released. This worker can take its own locks again; for the others, they expire after a
+        minute.
         """
         try:
             self.acquire_locks()
@@ -318,8 +320,7 @@ class Patient(BaseWorker):
     def dequeue_timeout(self) -> int:
         """How long RQ waits for a job, in seconds.
 
-        RQ's `connection_timeout` is 10 seconds more: a connection that is silent for 11 seconds
-        is given up.
+        RQ gives up a connection that is silent for 10 seconds more than this, so for 11.
         """
         return DEQUEUE_TIMEOUT
 
@@ -381,8 +382,8 @@ class Patient(BaseWorker):
     def set_state(self, state: str, pipeline=None) -> None:
         """Write the state to Redis if it has changed. RQ writes "idle" twice after each job.
 
-        It may also be left out of a pipeline: from those in which RQ sets the state, it uses no
-        answers.
+        Unlike a heartbeat, this may be left out of a pipeline: RQ does not read the answers of
+        the pipelines in which it sets the state.
         """
         if state != self.get_state():
             super().set_state(state, pipeline)
@@ -404,7 +405,7 @@ class Patient(BaseWorker):
         if issubclass(error_class, NotificationError):
             return
         if self.has_given_up:
-            # In a `PatientSimpleWorker`, a second signal ends the job by an error: see below.
+            # For RQ, the `SystemExit` of `request_force_stop` is an error of the job.
             return
         super().handle_exception(job, *exc_info)
 
@@ -434,14 +435,18 @@ class Patient(BaseWorker):
             super().request_stop(signum, frame)
 
     def set_shutdown_requested_date(self) -> None:
-        """Do nothing. RQ calls this in `request_stop`, and writes to Redis, which may be away."""
+        """Write no date to Redis, which may be away. RQ calls this in `request_stop`.
+
+        For `request_force_stop`, RQ keeps the date in the worker, too.
+        """
 
     def request_force_stop(self, signum, frame) -> None:
         """Give up the job in hand. This is the handler for a second signal.
 
-        RQ's own method kills the work horse, and raises `SystemExit`. It ignores a signal that
-        comes within a second of the first: after a Ctrl-C, the workers of a pool get one from
-        the terminal, and one from the pool.
+        RQ's own method kills the work horse, and raises `SystemExit`. (In a
+        `PatientSimpleWorker` there is no horse, and `SystemExit` is raised inside the job.) It
+        ignores a signal that comes within a second of the first: after a Ctrl-C, the workers of
+        a pool get one from the terminal, and one from the pool.
         """
         try:
             super().request_force_stop(signum, frame)
@@ -497,9 +502,9 @@ class PatientWorker(Patient, Worker):
         2. If `now() - job.started_at` is a minute longer than the job may take, it kills the
            horse.
 
-        The time must not count for which the machine was asleep, or in which the horse may have
-        waited for Redis, as this worker did. So here `started_at` is corrected to now minus the
-        intervals that have passed.
+        Two times must not count: while the machine was asleep, and while Redis was away. In
+        both, no interval passes here, as this worker waits for Redis between two of them. So
+        count the intervals, and set `started_at` to now minus those.
         """
         try:
             return super().wait_for_horse()

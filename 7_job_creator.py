@@ -213,9 +213,11 @@ class Follower(threading.Thread):
             return True
 
     def leave_anyway(self) -> None:
-        """Leave `followers` if `leave_if_done` has not done it. Then this is a failure.
+        """Leave `followers`, if `leave_if_done` has not done it.
 
-        The script has ended before its jobs, or a handler has called `sys.exit()`.
+        In that case, this follower ends too early. The script has ended before its jobs, and
+        nobody waits for them. Or a handler has called `sys.exit()`, which ends only this thread:
+        then `wait_for_jobs` is to end the script with status 1.
         """
         with followers_lock:
             if self in followers:
@@ -272,8 +274,9 @@ class Follower(threading.Thread):
         a wrong clock, has created the jobs, their first events may be missed.)
         """
         created_at = min(job.created_at.timestamp() for job in jobs)
-        # Ask Redis first. If the answer is slow, the job then looks older than it was, and the
-        # position is too early, never too late. The two seconds make up for the rounding.
+        # Ask Redis first, and compute the age after that. If the answer takes 3 s, the age is 3 s
+        # too large, and the position 3 s too early, which does no harm. The other way round, it
+        # could be too late. The two seconds make up for the rounding.
         now, _ = self.connection.time()
         age = int(time.time() - created_at)
         return 1000 * (now - age - 2), 0
@@ -382,9 +385,9 @@ class Follower(threading.Thread):
         """Handle the ends that are not in the stream. A killed job, for example, writes none.
 
         1. Ask RQ which jobs have ended.
-        2. Read the stream to its end. If one of these jobs has written an event, it was written
-           before RQ recorded the end. So that event is handled now, and the job is not followed
-           any more.
+        2. Read the stream to its end. A job that writes an event does so before RQ records the
+           end. So the events of these jobs are handled now, and these jobs are not followed any
+           more.
         3. Those that are still followed have no event in the stream. Handle their ends.
         """
         jobs = [followings[0].job for followings in self.followed.values()]
@@ -510,11 +513,12 @@ def after_fork_in_parent() -> None:
 
 
 def after_fork_in_child() -> None:
-    """Forget the followers, and begin anew.
+    """Forget the followers. There are two cases:
 
-    Usually their threads are in the parent only. But if a handler has forked, its follower is
-    the thread that goes on here, and the main thread of this process. It finishes that handler,
-    and then must stop: its jobs are cleared, and `leave_if_done` does not find it on the list.
+    1. Another thread has forked. No follower runs here.
+    2. A handler has forked. The thread of its follower goes on here, as the main thread of this
+       process. It is to finish the handler, and then to stop. So its jobs are cleared, and
+       `leave_if_done` does not find it on the list.
     """
     global handler_lock
     for follower in followers:
@@ -522,8 +526,8 @@ def after_fork_in_child() -> None:
     followers.clear()
     Follower.has_failed = False
     followers_lock.release()
-    # This lock is replaced, not released. A handler that has forked still holds the old one, and
-    # a new follower in this process would wait for it.
+    # In the second case, the handler still holds the old lock, and a new follower in this process
+    # would wait for it. So this lock is replaced, not released.
     handler_lock = threading.RLock()
 
 
