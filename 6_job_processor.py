@@ -101,7 +101,8 @@ class PatientRetry(Retry):
         then calls `fail`, because `fail` may itself raise an error:
 
         1. The connection breaks while a transaction is watching keys.
-        2. `fail` raises `WatchError`, which means that a key has changed.
+        2. `fail` raises `WatchError`, which means that a key has changed. The error leaves this
+           method, and it should.
         3. RQ begins the transaction again at once.
 
         If the wait came after `fail`, step 2 would skip it, and RQ would go round without a
@@ -166,9 +167,9 @@ class DueJobs(RQScheduler):
     def enqueue(self) -> None:
         """Queue the jobs that are due, except in queues that another worker has locked.
 
-        If Redis is away or full, they wait for the next look. After an error, the locks are not
-        released. This worker can take its own locks again; for the others, they expire after a
-        minute.
+        One worker at a time looks at the delayed jobs of a queue. If Redis is away or full, they
+        wait for the next look. After an error, the locks stay. This worker can take them again;
+        other workers can after a minute, when they expire.
         """
         try:
             self.acquire_locks()
@@ -435,9 +436,10 @@ class Patient(BaseWorker):
             super().request_stop(signum, frame)
 
     def set_shutdown_requested_date(self) -> None:
-        """Write no date to Redis, which may be away. RQ calls this in `request_stop`.
+        """Do nothing. RQ calls this in `request_stop`.
 
-        For `request_force_stop`, RQ keeps the date in the worker, too.
+        It would write the time of the first signal to Redis, which may be away. RQ has that time
+        in the worker as well, and uses it there, in `request_force_stop`.
         """
 
     def request_force_stop(self, signum, frame) -> None:
@@ -502,9 +504,10 @@ class PatientWorker(Patient, Worker):
         2. If `now() - job.started_at` is a minute longer than the job may take, it kills the
            horse.
 
-        Two times must not count: while the machine was asleep, and while Redis was away. In
-        both, no interval passes here, as this worker waits for Redis between two of them. So
-        count the intervals, and set `started_at` to now minus those.
+        Two times must not count. While the machine is asleep, the alarm stands still, too. While
+        Redis is away, this worker waits for it after an alarm, before it sets the next. So the
+        number of alarms tells how long the horse has worked, and `started_at` is set to now
+        minus so many intervals.
         """
         try:
             return super().wait_for_horse()

@@ -66,8 +66,8 @@ JobStatus = rq.job.JobStatus
 
 # A function that is called with a job, the name of an event, and its detail.
 Handler = Callable[[rq.job.Job, str, object], None]
-# A place in the stream, like the ids of its entries: milliseconds, by the clock of Redis, and
-# a number.
+# A place in the stream: milliseconds, by the clock of Redis, and a number. The id of an entry,
+# such as b"1700000000000-0", holds the same.
 Position = tuple[int, int]
 END_OF_STREAM: Position = (2**63, 0)
 
@@ -89,7 +89,7 @@ def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
     handler can delete or requeue the job. The end of a job that was queued without `HOOKS` is
     only noticed by asking RQ, once a second.
 
-    However many calls wait, each queue takes one thread and one connection. But if two queues
+    However often this is called, each queue takes one thread and one connection. But if two queues
     have the same name and different clients, each takes its own. A job that has been requeued
     can't be followed again: the handler would hear of its first end, which is in the stream.
     """
@@ -213,11 +213,13 @@ class Follower(threading.Thread):
             return True
 
     def leave_anyway(self) -> None:
-        """Leave `followers`, if `leave_if_done` has not done it.
+        """Leave `followers`, if it is still there.
 
-        In that case, this follower ends too early. The script has ended before its jobs, and
-        nobody waits for them. Or a handler has called `sys.exit()`, which ends only this thread:
-        then `wait_for_jobs` is to end the script with status 1.
+        Then it ends too early, for one of two reasons:
+
+        1. The script has ended before its jobs. Nobody calls `wait_for_jobs` any more.
+        2. A handler has called `sys.exit()`. In a thread, that ends only the thread, and it is
+           no `Exception`. So `wait_for_jobs` ends the script, with status 1.
         """
         with followers_lock:
             if self in followers:
@@ -527,7 +529,8 @@ def after_fork_in_child() -> None:
     Follower.has_failed = False
     followers_lock.release()
     # In the second case, the handler still holds the old lock, and a new follower in this process
-    # would wait for it. So this lock is replaced, not released.
+    # would wait for it. So this lock is replaced, not released. (The `with` in `handle_event`
+    # releases the old one, when the handler returns.)
     handler_lock = threading.RLock()
 
 
