@@ -37,7 +37,12 @@ def main() -> None:
 # The exercise ends here. What follows numbers jobs as Kue does, and waits for one.
 
 # A job with one of these statuses will not run any more.
-FAILED = {JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED}
+ENDED = {
+    JobStatus.FINISHED,
+    JobStatus.FAILED,
+    JobStatus.STOPPED,
+    JobStatus.CANCELED,
+}
 
 
 def create_queue(name: str) -> Queue:
@@ -77,7 +82,7 @@ def wait_for_end(job: Job) -> JobStatus:
             raise
         except redis_client.AWAY:
             status = None
-        if status == JobStatus.FINISHED or status in FAILED:
+        if status in ENDED:
             return status
         # `latest_result` does not wait if Redis is away, or if a job that is tried again has an
         # old result.

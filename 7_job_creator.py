@@ -440,7 +440,7 @@ def is_script_running() -> bool:
 
 def has_ended(status: str | None) -> bool:
     """Return whether a job with this status has ended."""
-    return status is None or status == JobStatus.FINISHED or status in creator_6.FAILED
+    return status is None or status in creator_6.ENDED
 
 
 def end_of(job: rq.job.Job, status: str | None) -> JobEvent:

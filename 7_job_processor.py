@@ -156,6 +156,12 @@ HOOKS = {
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+def set_stop_handler(handler) -> None:
+    """Let `handler` handle all of these signals in this process."""
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, handler)
+
+
 class NotificationPool(WorkerPool):
     """RQ's pool, for `PatientWorker` only. If one of them ends by an error, the pool ends too.
 
@@ -173,8 +179,7 @@ class NotificationPool(WorkerPool):
         RQ sets its signal handlers when all have started. A stop may come before, so set them
         here.
         """
-        for signum in STOP_SIGNALS:
-            signal.signal(signum, self.request_stop)
+        set_stop_handler(self.request_stop)
         super().start_workers(**options)
 
     def start_worker(self, *args, **options) -> None:
@@ -219,8 +224,7 @@ class NotificationPool(WorkerPool):
         if self.status != self.Status.STOPPED:
             self.stop_workers()
         # For the same reason, the pool passes no signal on from now on.
-        for signum in STOP_SIGNALS:
-            signal.signal(signum, signal.SIG_IGN)
+        set_stop_handler(signal.SIG_IGN)
         # Before it exits, Python waits for the other workers to end.
         sys.exit(1)
 
@@ -229,8 +233,7 @@ def run_worker(name: str, queue_names: list[str], burst: bool) -> None:
     """Run the worker `name` of the pool, in its process."""
     # Until here, the signal handlers are those of the pool, and signals are blocked. From here
     # on, a signal ends the process, which has no job yet, until the worker sets its handlers.
-    for signum in STOP_SIGNALS:
-        signal.signal(signum, signal.SIG_DFL)
+    set_stop_handler(signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     # This only saves time. A job names its function `7_job_processor.send_notification`, but here
     # this file runs as the module `__main__`. So each work horse would import it again, if it

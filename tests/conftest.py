@@ -179,6 +179,12 @@ class Script:
         self.process.wait()
 
 
+def run_code(code: str, url: str, *arguments: str) -> Script:
+    """Run code of a test in a process of its own, where it finds the scripts."""
+    command = sys.executable, "-c", code, *arguments
+    return Script(*command, REDIS_URL=url, PYTHONPATH=str(ROOT))
+
+
 @contextmanager
 def starting_scripts() -> Iterator[Callable[..., Script]]:
     """Give a function that starts scripts, and end them all."""

@@ -2,12 +2,11 @@
 
 import importlib
 import signal
-import sys
 import time
 from collections import defaultdict
 
 import redis
-from conftest import ROOT, RedisServer, Script, wait_until
+from conftest import RedisServer, Script, run_code, wait_until
 from rq import Queue, SimpleWorker
 from rq.job import Job
 
@@ -24,10 +23,14 @@ class DeafWorker(SimpleWorker):
 
 def work(connection: redis.Redis, *queues: str | Queue) -> None:
     """Run the queued jobs in this process: a work horse could not reach fakeredis."""
-    handler = signal.getsignal(signal.SIGINT)
-    DeafWorker(queues, connection=connection).work(burst=True)
-    # The worker leaves its own, by which Ctrl-C would not end pytest.
-    signal.signal(signal.SIGINT, handler)
+    on_ctrl_c = signal.getsignal(signal.SIGINT)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        DeafWorker(queues, connection=connection).work(burst=True)
+    finally:
+        # The worker leaves its own, by which no signal would end pytest.
+        signal.signal(signal.SIGINT, on_ctrl_c)
+        signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def wait_for_followers(timeout: float = 30) -> None:
@@ -74,8 +77,7 @@ script = importlib.import_module({name.removesuffix(".py")!r})
 script.redis_client.run(script.main)
 """
     workers = server.client.scard("rq:workers") + WORKERS[name]
-    command = sys.executable, "-c", code
-    script = Script(*command, REDIS_URL=server.url, PYTHONPATH=str(ROOT))
+    script = run_code(code, server.url)
     wait_until(lambda: server.client.scard("rq:workers") == workers, state=script)
     return script
 

@@ -14,7 +14,7 @@ import time
 import pytest
 import redis
 import scenarios
-from conftest import ROOT, Script, wait_until
+from conftest import ROOT, run_code, wait_until
 from jobs import (
     let_jobs_in_hand_look_abandoned,
     start_hasty_processor,
@@ -288,8 +288,7 @@ job_script.creator_7.wait_for_jobs()
 
 def test_processes_forked_while_jobs_are_followed_follow_their_own(redis_server):
     url, connection = redis_server.url, redis_server.rq_connection
-    command = sys.executable, "-c", FORKING
-    with Script(*command, REDIS_URL=url, PYTHONPATH=str(ROOT)) as script:
+    with run_code(FORKING, url) as script:
         end = time.monotonic() + 60
         while script.process.poll() is None and time.monotonic() < end:
             work(connection, "q")

@@ -2,10 +2,9 @@
 
 import collections
 import importlib
-import sys
 
 import pytest
-from conftest import ROOT, Script, wait_until
+from conftest import run_code, wait_until
 from jobs import (
     start_processor,
     start_processors,
@@ -70,16 +69,8 @@ job_script.creator_7.wait_for_jobs()
 
 def test_four_creators_and_two_processors_at_once(start, redis_server):
     processors = start_processors(start, redis_server, *["7_job_processor.py"] * 2)
-    command = "-c", CREATOR_OF_250
     creators = [
-        Script(
-            sys.executable,
-            *command,
-            str(number),
-            REDIS_URL=redis_server.url,
-            PYTHONPATH=str(ROOT),
-        )
-        for number in range(4)
+        run_code(CREATOR_OF_250, redis_server.url, str(number)) for number in range(4)
     ]
     ids = set()
     for creator in creators:

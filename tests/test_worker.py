@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 import pytest
 import redis
 import scenarios
-from conftest import ROOT, Script, processes_of_session, wait_until
+from conftest import ROOT, Script, processes_of_session, run_code, wait_until
 from jobs import (
     QUEUES,
     let_jobs_in_hand_look_abandoned,
@@ -84,34 +84,43 @@ def assert_end_in_time(scripts, signum):
 # Signs of life.
 
 
-@scenario
-def a_running_job_outlives_the_sleep_of_the_machine(start, start_redis):
-    server = start_redis()
+@contextmanager
+def two_of_whom_one_is_busy(server, seconds, **constants):
+    """Run two hasty processors, and a job of some seconds; yield it, its worker, and the other.
+
+    At last the job must have ended well, and both have said nothing.
+    """
     name = "6_job_processor.py"
     with ExitStack() as stack:
         both = []
         for _ in range(2):
-            script = start_hasty_processor(
-                server, name, ABSENCE=2, REST_AFTER_ABSENCE=5
-            )
+            script = start_hasty_processor(server, name, **constants)
             both.append(stack.enter_context(script))
-        [job] = queue_sleep(server, 7, QUEUES[name])
+        [job] = queue_sleep(server, seconds, QUEUES[name])
         wait_for_status(server, [job], "started")
         worker_key = f"rq:worker:{server.client.hget(job.key, 'worker_name')}"
         pid = int(server.client.hget(worker_key, "pid"))
         [busy] = [script for script in both if script.process.pid == pid]
         [idle] = [script for script in both if script is not busy]
+        yield job, busy, idle
+        wait_for_status(server, [job], "finished")
+    assert [script.errors for script in both] == [[], []]
+
+
+@scenario
+def a_running_job_outlives_the_sleep_of_the_machine(start, start_redis):
+    server = start_redis()
+    constants = {"ABSENCE": 2, "REST_AFTER_ABSENCE": 5}
+    with two_of_whom_one_is_busy(server, 7, **constants) as (job, busy, idle):
         # All sleep until the job's lease is over; the idle worker is the first to wake.
-        for script in both:
+        for script in busy, idle:
             script.process.send_signal(signal.SIGSTOP)
         pause(2.5)
-        assert let_jobs_in_hand_look_abandoned(server, QUEUES[name]) == 1
+        assert let_jobs_in_hand_look_abandoned(server, job.origin) == 1
         idle.process.send_signal(signal.SIGCONT)
         pause(2)
         assert status(server, job) == "started"
         busy.process.send_signal(signal.SIGCONT)
-        wait_for_status(server, [job], "finished")
-    assert [script.errors for script in both] == [[], []]
 
 
 @scenario
@@ -119,28 +128,16 @@ def a_running_job_outlives_a_restart_of_redis_when_others_are_back_first(
     start, start_redis
 ):
     server = start_redis()
-    name = "6_job_processor.py"
-    with ExitStack() as stack:
-        both = []
-        for _ in range(2):
-            script = start_hasty_processor(server, name, REST_AFTER_ABSENCE=3)
-            both.append(stack.enter_context(script))
-        [job] = queue_sleep(server, 9, QUEUES[name])
-        wait_for_status(server, [job], "started")
-        worker_key = f"rq:worker:{server.client.hget(job.key, 'worker_name')}"
-        pid = int(server.client.hget(worker_key, "pid"))
-        [busy] = [script for script in both if script.process.pid == pid]
+    with two_of_whom_one_is_busy(server, 9, REST_AFTER_ABSENCE=3) as (job, busy, _):
         pause(3.5)  # both have rested after their start
         busy.process.send_signal(signal.SIGSTOP)
-        assert let_jobs_in_hand_look_abandoned(server, QUEUES[name], in_seconds=2) == 1
+        assert let_jobs_in_hand_look_abandoned(server, job.origin, in_seconds=2) == 1
         server.stop()
         pause(2.1)
         server.start()
         pause(2)
         assert status(server, job) == "started"
         busy.process.send_signal(signal.SIGCONT)
-        wait_for_status(server, [job], "finished")
-    assert [script.errors for script in both] == [[], []]
 
 
 @scenario
@@ -179,8 +176,7 @@ processor_6.redis_client.run(processor_6.main)
 @contextmanager
 def looking_each_second(server, event):
     """Run a worker of task 7 to which `event` happens in each second of a job."""
-    command = sys.executable, "-c", LOOKS_EACH_SECOND.format(event=event)
-    with Script(*command, REDIS_URL=server.url, PYTHONPATH=str(ROOT)) as script:
+    with run_code(LOOKS_EACH_SECOND.format(event=event), server.url) as script:
         yield script
 
 
@@ -319,8 +315,7 @@ processor_6.redis_client.run(processor_6.main)
 def a_signal_just_after_the_fork_does_not_cut_the_job_short(start, start_redis):
     server = start_redis()
     [job] = queue_sleep(server, 2.5, QUEUES["6_job_processor.py"])
-    command = sys.executable, "-c", SIGNAL_TO_THE_FORKED
-    with Script(*command, REDIS_URL=server.url, PYTHONPATH=str(ROOT)) as script:
+    with run_code(SIGNAL_TO_THE_FORKED, server.url) as script:
         wait_for_status(server, [job], "finished")
         assert script.errors == []
 
@@ -349,8 +344,8 @@ def one_signal_ends_a_worker_whose_redis_falls_silent_before_its_job_runs(
 ):
     server = start_redis()
     Queue("q", connection=server.rq_connection).enqueue("time.time")
-    command = sys.executable, "-c", SILENCE_AT_A_JOB.format(worker_class=worker_class)
-    with Script(*command, REDIS_URL=server.url, PYTHONPATH=str(ROOT)) as script:
+    code = SILENCE_AT_A_JOB.format(worker_class=worker_class)
+    with run_code(code, server.url) as script:
         script.wait_for("taken")
         script.stop(signal.SIGINT)
         assert script.end(timeout=3) == 0
@@ -428,8 +423,7 @@ processor_7.redis_client.run(processor_7.main)
 @scenario
 def a_signal_between_the_starts_of_two_workers_ends_both(start, start_redis):
     server = start_redis()
-    command = sys.executable, "-c", STOPPED_WHILE_IT_STARTS
-    with Script(*command, REDIS_URL=server.url, PYTHONPATH=str(ROOT)) as script:
+    with run_code(STOPPED_WHILE_IT_STARTS, server.url) as script:
         assert script.end() == 0
         assert script.processes() == []
         assert script.errors == []
@@ -724,8 +718,8 @@ def a_worker_that_is_done_can_work_again(start, start_redis, worker_class):
     queue = Queue("q", connection=server.rq_connection)
     for _ in range(2):
         queue.enqueue("time.time")
-    command = sys.executable, "-c", WORKS_AGAIN.format(worker_class=worker_class)
-    with Script(*command, REDIS_URL=server.url, PYTHONPATH=str(ROOT)) as script:
+    code = WORKS_AGAIN.format(worker_class=worker_class)
+    with run_code(code, server.url) as script:
         assert script.end() == 0
         assert script.errors == []
 
