@@ -91,22 +91,17 @@ class PatientRetry(Retry):
         is_retryable: Callable | None = None,
         with_failure_count: bool = False,
     ):
-        """Call `do` until it succeeds. redis-py calls this for each command.
+        """Call `do`, which sends a command, until it succeeds. redis-py calls this.
 
-        `do` sends the command. `fail` closes the connection, so that `do` opens another.
-        `is_retryable` is asked whether to try again at all; `with_failure_count` says that
-        `fail` wants to know the number of failures.
+        After a failure, `fail` closes the connection, so that the next `do` opens another.
+        `is_retryable` is asked whether to try again at all; `with_failure_count` says that `fail`
+        wants to know the number of failures.
 
-        redis-py's own method calls `do`, `fail`, and then waits. This one calls `do`, waits, and
-        then calls `fail`, because `fail` may itself raise an error:
-
-        1. The connection breaks while a transaction is watching keys.
-        2. `fail` raises `WatchError`, which means that a key has changed. The error leaves this
-           method, and it should.
-        3. RQ begins the transaction again at once.
-
-        If the wait came after `fail`, step 2 would skip it, and RQ would go round without a
-        pause.
+        redis-py's own method calls `fail`, and then waits. But `fail` may raise an error: if the
+        connection was watching keys for a transaction, it raises `WatchError`. To RQ, that means
+        that a key has changed, and it begins the transaction again, at once. So here, the wait
+        comes before `fail`. Otherwise there would be none, and RQ would try thousands of times a
+        second.
         """
         failures = 0
         while True:
@@ -207,16 +202,13 @@ HEARTBEAT_INTERVAL = 1
 WORKER_TTL = 15
 # How often RQ renews the lease of the job that it runs. RQ adds 60, so a lease lasts for 65.
 JOB_MONITORING_INTERVAL = 5
-# How often it looks for the jobs of dead workers. They are those whose lease is over.
+# How often it looks for dead workers. They are those whose job has a lease that is over.
 MAINTENANCE_INTERVAL = 5
-# If a laptop is closed for an hour, all leases are over when it wakes, and all workers on it
-# look dead to each other. When Redis has been away, all look dead, too. After such an absence,
-# a worker looks for no dead ones for a while, so that the others can renew their leases. (It
-# takes jobs as usual.) There are two kinds of absence. Redis was away: a command has failed. The
-# machine was asleep: the clock shows a gap of at least ABSENCE.
+# How long a gap in the clock must be, to be an absence: see `notice_absence`.
 ABSENCE = 30
-# How long that while is. To renew a lease, a worker may need JOB_MONITORING_INTERVAL, 11 more
-# if its connection is silent and has to be given up, and some to connect again.
+# How long it looks for no dead workers after an absence: see `was_absent`. To renew a lease, a
+# worker may need JOB_MONITORING_INTERVAL, 11 more if its connection is silent and has to be
+# given up, and some to connect again.
 REST_AFTER_ABSENCE = 20
 # How long its stop may take, not counting the time for a job in hand.
 STOP_TIMEOUT = 1.5
@@ -227,18 +219,30 @@ STOP_INTERVAL = 0.1
 class Patient(BaseWorker):
     """What the two workers below add to RQ's: they wait for Redis, and stop between two jobs.
 
-    RQ's `work` calls these methods in turn, until one of them raises `StopRequested`, no job is
-    left to wait for, or `max_jobs` are done:
+    RQ's `work` is a loop that calls other methods. This is that loop, in short. The methods
+    with a * are overridden here, or in one of the two workers:
 
-    1. `check_for_suspension`,
-    2. `dequeue_job_and_maintain_ttl`, which waits for a job, and meanwhile calls `heartbeat`
-       and `run_maintenance_tasks` each second,
-    3. `execute_job`.
+        work *                                  until one of these raises `StopRequested`:
+            check_for_suspension *
+            run_maintenance_tasks *
+            dequeue_job_and_maintain_ttl *      waits for a job; before each second of that:
+                heartbeat *
+                run_maintenance_tasks *
+            execute_job *                       forks a work horse (a `SimpleWorker` does not)
+                perform_job *                   in the work horse
+                    handle_exception *          after an error of the job
+                monitor_work_horse *            meanwhile, in the worker
+                    wait_for_horse *
+                    heartbeat *                 every JOB_MONITORING_INTERVAL
+            heartbeat *
 
-    Most methods here override one of RQ's, and call that by `super()`. In `PatientWorker`,
-    Python looks for a method in `PatientWorker`, `Patient`, `Worker` and `BaseWorker`, in this
-    order. `super()` is not the parent of the class, but the next one in this order: in
-    `Patient`, it is `Worker`. (In a `PatientSimpleWorker`, it is `SimpleWorker`.)
+        request_stop *                          at a first signal, in the middle of any of these
+            set_shutdown_requested_date *
+        request_force_stop *                    at a second signal
+        set_state *                             called by most of these: "idle", "busy" and so on
+
+    `super()` stands for RQ's `Worker` in a `PatientWorker`, and for its `SimpleWorker` in a
+    `PatientSimpleWorker`: Python goes through the classes that these are made of, in order.
 
     A worker changes the `Retry` of the client that it is given. It sets `worker_ttl` and
     `job_monitoring_interval` itself, and ignores `with_scheduler`, which it does not need.
@@ -338,7 +342,7 @@ class Patient(BaseWorker):
         return True
 
     def run_maintenance_tasks(self) -> None:
-        """Stop here, or do what is due between two jobs.
+        """Do what is due between two jobs. If the worker is to stop, do so here.
 
         RQ's own method looks for the jobs that dead workers have left behind, and fails them.
         """
@@ -347,18 +351,26 @@ class Patient(BaseWorker):
         if time.monotonic() >= self.next_look:
             self.next_look = time.monotonic() + LOOK_INTERVAL
             self.due_jobs.enqueue()
-        # The machine was asleep until `last_absence`, Redis was away until `last_failure`.
-        end_of_absence = max(self.last_absence, PatientRetry.last_failure)
-        if time.monotonic() < end_of_absence + REST_AFTER_ABSENCE:
-            return
-        if time.monotonic() >= self.next_maintenance:
+        if time.monotonic() >= self.next_maintenance and not self.was_absent():
             super().run_maintenance_tasks()
             self.next_maintenance = time.monotonic() + MAINTENANCE_INTERVAL
+
+    def was_absent(self) -> bool:
+        """Return whether this machine was asleep, or Redis was away, a moment ago.
+
+        If a laptop was closed for an hour, all leases are over when it wakes, and all workers on
+        it look dead to each other. When Redis has been away, all look dead, too. So they give
+        each other some time to renew their leases. (They take jobs as usual.)
+        """
+        # The machine was asleep until `last_absence`, Redis was away until `last_failure`.
+        end_of_absence = max(self.last_absence, PatientRetry.last_failure)
+        return time.monotonic() < end_of_absence + REST_AFTER_ABSENCE
 
     def notice_absence(self) -> None:
         """Note that the worker is active, and whether the clock shows a gap before that.
 
-        There is a gap if the machine was asleep, or if somebody has set the clock forward.
+        There is a gap if the machine was asleep, or if somebody has set the clock forward. A
+        Redis that was away leaves none: `PatientRetry` notes that.
         """
         gap = time.time() - self.last_seen
         if gap > ABSENCE:
@@ -368,10 +380,7 @@ class Patient(BaseWorker):
     def heartbeat(self, timeout=None, pipeline=None) -> None:
         """Give a sign of life, once a second at most.
 
-        RQ calls this each second while it waits, three times for each job, and, in a
-        `PatientWorker`, every JOB_MONITORING_INTERVAL during a job.
-
-        In a pipeline, which sends several commands at once, RQ expects the answer to the
+        RQ would give three for each job. In a pipeline, which sends several commands at once, RQ expects the answer to the
         heartbeat at a fixed place. So in a pipeline, the heartbeat is always sent.
         """
         self.notice_absence()
@@ -489,7 +498,7 @@ class PatientWorker(Patient, Worker):
         return self.horse_pid != 0
 
     def monitor_work_horse(self, job: Job, queue: Queue, execution: Execution) -> None:
-        """Wait until the work horse ends. Meanwhile, renew the lease of its job."""
+        """Wait until the work horse ends. Meanwhile, RQ renews the lease of its job."""
         self.monitored_job = job
         self.intervals = 0
         super().monitor_work_horse(job, queue, execution)

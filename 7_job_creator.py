@@ -72,7 +72,7 @@ Position = tuple[int, int]
 END_OF_STREAM: Position = (2**63, 0)
 
 # The threads that follow jobs, one for each queue.
-followers: list["Follower"] = []
+followers: set["Follower"] = set()
 # Whoever changes `followers`, or the `newcomers` of a follower, holds this lock. Otherwise a
 # follower could end just when `follow` gives it more jobs.
 followers_lock = threading.Lock()
@@ -105,7 +105,7 @@ def wait_for_jobs() -> None:
     Ends the script with status 1 if there was an error in a handler or while following.
     A handler can't call this, as its own follower would wait for itself.
     """
-    # A follower removes itself from the list when it ends.
+    # A follower leaves the set when it ends.
     while followers:
         for follower in followers.copy():
             follower.join()
@@ -126,7 +126,7 @@ def follower_of(queue: rq.Queue) -> "Follower":
     follower = Follower(queue)
     # It can't leave `followers` before it is given jobs, as it needs the lock for that.
     follower.start()
-    followers.append(follower)
+    followers.add(follower)
     return follower
 
 
@@ -204,12 +204,9 @@ class Follower(threading.Thread):
     def leave_if_done(self) -> bool:
         """Leave `followers` and return True if there is no job to follow."""
         with followers_lock:
-            if self not in followers:
-                # This process was forked by a handler: see the end of this file.
-                return True
             if self.newcomers or self.followed:
                 return False
-            followers.remove(self)
+            followers.discard(self)
             return True
 
     def leave_anyway(self) -> None:
@@ -447,41 +444,39 @@ def end_of(job: rq.job.Job, status: str | None) -> JobEvent:
     """Return the event for the end of a job that has ended with this status."""
     if status is None:
         return JobEvent(job.id, "failed", "the job is gone from Redis")
+    result = result_of(job)
     if status == JobStatus.FINISHED:
-        return JobEvent(job.id, "complete", result_of(job))
-    return JobEvent(job.id, "failed", error_of(job) or status)
+        value = None
+        if result is not None:
+            value = processor_7.through_json(result.return_value)
+        return JobEvent(job.id, "complete", value)
+    error = ""
+    if result is not None:
+        error = error_in(result.exc_string)
+    # A canceled job has no error, for example.
+    return JobEvent(job.id, "failed", error or status)
 
 
-def result_of(job: rq.job.Job) -> object:
-    """Return what a job returned, through JSON, or None if that can't be read here."""
+def result_of(job: rq.job.Job) -> rq.results.Result | None:
+    """Return what RQ has recorded at the end of a job, or None if that can't be read here."""
     try:
-        return processor_7.through_json(job.return_value())
+        return job.latest_result()
     except redis_client.AWAY:
         # `take_turn` waits, and asks again.
         raise
     except Exception:
+        # What a job returns is pickled. This program may lack the class of it.
         logger.exception("The result of job %s can't be read", job.id)
         return None
 
 
-def error_of(job: rq.job.Job) -> str:
-    """Return the error of a failed job, without its class; an empty string if RQ has none.
+def error_in(text: str | None) -> str:
+    """Return the error in a text that RQ has recorded, without its class; "" if there is none.
 
-    RQ keeps the traceback of an error, or a text about a killed work horse. This is the last
-    line of it.
+    The text is the traceback of an error, or is about a killed work horse.
     """
-    try:
-        result = job.latest_result()
-    except redis_client.AWAY:
-        # `take_turn` waits, and asks again.
-        raise
-    except Exception:
-        logger.exception("The error of job %s can't be read", job.id)
-        return ""
-    if result is None or not result.exc_string:
-        return ""
     # The text that RQ writes for a killed work horse ends with "; ".
-    lines = result.exc_string.strip("; \n").splitlines()
+    lines = (text or "").strip("; \n").splitlines()
     if not lines:
         return ""
     last_line = lines[-1]
@@ -492,18 +487,14 @@ def error_of(job: rq.job.Job) -> str:
     return message
 
 
-# The rest matters only to programs that follow jobs and fork, as those do that start a
-# `multiprocessing` pool. In the child of a fork, the other threads are gone. What one of them
-# had locked at that moment, such as the output while it printed, would stay locked for ever. So
-# before a fork, take both locks. Taking them waits until no handler runs.
+# The rest is for programs that fork while they follow jobs, as those do that start a
+# `multiprocessing` pool. In the child, only the thread that forked goes on. What another had
+# locked at that moment stays locked for ever: one of the two locks, or, while a handler prints,
+# the output. So a fork waits until both locks are free.
 
 
 def before_fork() -> None:
-    """Take both locks.
-
-    A handler may fork, too. Its thread holds `handler_lock` already, but that is an `RLock`,
-    which a thread can take twice.
-    """
+    """Take both locks. (If it is a handler that forks, it has `handler_lock` twice then.)"""
     handler_lock.acquire()
     followers_lock.acquire()
 
@@ -515,22 +506,18 @@ def after_fork_in_parent() -> None:
 
 
 def after_fork_in_child() -> None:
-    """Forget the followers. There are two cases:
+    """Begin anew, with new locks and without followers.
 
-    1. Another thread has forked. No follower runs here.
-    2. A handler has forked. The thread of its follower goes on here, as the main thread of this
-       process. It is to finish the handler, and then to stop. So its jobs are cleared, and
-       `leave_if_done` does not find it on the list.
+    If a handler has forked, its follower is the thread that goes on. When the handler returns,
+    the follower finds that it has no more jobs, and ends.
     """
-    global handler_lock
+    global followers_lock, handler_lock
     for follower in followers:
+        follower.newcomers.clear()
         follower.followed.clear()
     followers.clear()
     Follower.has_failed = False
-    followers_lock.release()
-    # In the second case, the handler still holds the old lock, and a new follower in this process
-    # would wait for it. So this lock is replaced, not released. (The `with` in `handle_event`
-    # releases the old one, when the handler returns.)
+    followers_lock = threading.Lock()
     handler_lock = threading.RLock()
 
 

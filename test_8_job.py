@@ -35,7 +35,7 @@ def queue(monkeypatch) -> Iterator[Queue]:
     connection.flushall()
     wait_for_followers()
     # Twin of `queue.testMode.exit()`: nothing is left behind, and no follower had an error.
-    assert creator_7.followers == []
+    assert not creator_7.followers
     assert not creator_7.Follower.has_failed
 
 

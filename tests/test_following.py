@@ -296,7 +296,7 @@ def test_the_error_of_a_lost_end_is_the_last_line_without_its_class(
     with queue.connection.pipeline() as pipe:
         job._handle_failure(exc_string, pipe)
         pipe.execute()
-    assert creator_7.error_of(job) == error
+    assert creator_7.end_of(job, "failed").detail == error
 
 
 # Who tells it.
