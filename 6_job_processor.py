@@ -31,7 +31,7 @@ QUEUE = "push_notification_code"
 def send_notification(phone_number: str, message: str) -> None:
     """Send `message` to `phone_number`. Twin of `sendNotification`."""
     line = f"Sending notification to {phone_number}, with message: {message}"
-    # `rq worker` may run this, too. It ends the process of a job without flushing its output.
+    # `rq worker` may run this function, too, and ends its process without flushing the output.
     print(line, flush=True)
 
 
@@ -63,9 +63,9 @@ RETRY_INTERVAL = 0.5
 def is_full(error: Exception) -> bool:
     """Return whether Redis has refused a command because it is full.
 
-    For redis-py, this is not always an `OutOfMemoryError`. It is another error in two cases: at
-    the end of a transaction, and, before Redis 7, in a Lua script, of which RQ uses some. Its
-    text contains that of Redis, which begins with "OOM", out of memory.
+    redis-py usually raises `OutOfMemoryError` then. It raises other errors at the end of a
+    transaction, and, before Redis 7, for a Lua script; RQ uses both. The text of these errors
+    contains the answer of Redis: "OOM command not allowed", where OOM is for "out of memory".
     """
     if isinstance(error, redis.OutOfMemoryError):
         return True
@@ -153,8 +153,8 @@ class DueJobs(RQScheduler):
         settings = self.connection.get_connection_kwargs()
         settings["socket_timeout"] = LOOK_TIMEOUT
         # It sends each command only once. If the answer to a transaction was lost, and the
-        # transaction was sent again, its jobs would be queued twice. (`retries=0` is enough here,
-        # as it watches no keys.)
+        # transaction was sent again, its jobs would be queued twice. (The worker does send its
+        # transactions again. They record what happens to a job, and may do so twice.)
         self.connection.set_retry(Retry(NoBackoff(), retries=0))
         # The text of the last unforeseen error, so that it is not logged each second.
         self.last_error = ""
@@ -162,9 +162,9 @@ class DueJobs(RQScheduler):
     def enqueue(self) -> None:
         """Queue the jobs that are due, except in queues that another worker has locked.
 
-        One worker at a time looks at the delayed jobs of a queue. If Redis is away or full, they
-        wait for the next look. After an error, the locks stay. This worker can take them again;
-        other workers can after a minute, when they expire.
+        One worker at a time looks at the delayed jobs of a queue, the one that has its lock. If
+        Redis is away or full, they wait for the next look. After an error, this worker keeps its
+        locks. If it does not come back within a minute, they expire, and others can take them.
         """
         try:
             self.acquire_locks()
@@ -204,11 +204,12 @@ WORKER_TTL = 15
 JOB_MONITORING_INTERVAL = 5
 # How often it looks for dead workers. They are those whose job has a lease that is over.
 MAINTENANCE_INTERVAL = 5
-# How long a gap in the clock must be, to be an absence: see `notice_absence`.
+# How long a gap in the clock is that counts as an absence. ("An absence", below, explains this
+# one and the next.)
 ABSENCE = 30
-# How long it looks for no dead workers after an absence: see `was_absent`. To renew a lease, a
-# worker may need JOB_MONITORING_INTERVAL, 11 more if its connection is silent and has to be
-# given up, and some to connect again.
+# How long a worker looks for no dead ones after an absence. Until the others have renewed their
+# leases, they may need JOB_MONITORING_INTERVAL, 11 more if their connection is silent and has to
+# be given up, and some to connect again.
 REST_AFTER_ABSENCE = 20
 # How long its stop may take, not counting the time for a job in hand.
 STOP_TIMEOUT = 1.5
@@ -241,8 +242,9 @@ class Patient(BaseWorker):
         request_force_stop *                    at a second signal
         set_state *                             called by most of these: "idle", "busy" and so on
 
-    `super()` stands for RQ's `Worker` in a `PatientWorker`, and for its `SimpleWorker` in a
-    `PatientSimpleWorker`: Python goes through the classes that these are made of, in order.
+    This class stands before RQ's in `class PatientWorker(Patient, Worker)`. So in a
+    `PatientWorker`, its methods come before those of `Worker`, and `super()` calls those. In a
+    `PatientSimpleWorker`, `super()` calls those of `SimpleWorker`.
 
     A worker changes the `Retry` of the client that it is given. It sets `worker_ttl` and
     `job_monitoring_interval` itself, and ignores `with_scheduler`, which it does not need.
@@ -257,23 +259,21 @@ class Patient(BaseWorker):
         options["job_monitoring_interval"] = JOB_MONITORING_INTERVAL
         super().__init__(queues, name, connection=connection, **options)
         self.due_jobs = DueJobs(self.queues, connection, self.serializer)
-        # The process in which `work` was called.
+        # The process in which `work` was called. In a fork of it, `os.getpid()` is another.
         self.working_pid = 0
+        # How many jobs it has run, for `max_jobs`.
         self.jobs_done = 0
-        # True when no job is left to wait for: with `burst`, when the queue is empty, and with
-        # `max_idle_time`, after that time.
+        # True when no job is left to wait for.
         self.is_out_of_jobs = False
         # True after a first signal: the worker ends when it has no job in hand.
         self.is_stopping = False
         # True after a second one: it ends in any case.
         self.has_given_up = False
         self.work_is_over = threading.Event()
-        # When this worker was last active, by `time.time()`. That clock goes on while the machine
-        # is asleep, so it shows a gap then. `time.monotonic()`, by which all other times here
-        # are measured, may stand still.
+        # For "An absence", below. `last_seen` is by `time.time()`, the clock that goes on while the
+        # machine is asleep. All other times are by `time.monotonic()`, which may stand still.
         self.last_seen = time.time()
-        # When it has last noticed such a gap. A new worker does not know whether there was one,
-        # so it begins as if there was.
+        # A new worker does not know whether there was an absence. It begins as if there was.
         self.last_absence = time.monotonic()
         # When each of these is due.
         self.next_heartbeat = 0.0
@@ -287,7 +287,7 @@ class Patient(BaseWorker):
         """
         options["with_scheduler"] = False
         self.working_pid = os.getpid()
-        # It may be called more than once; but a stop is for good.
+        # `work` may be called a second time.
         self.jobs_done = 0
         self.is_out_of_jobs = False
         self.work_is_over.clear()
@@ -330,7 +330,11 @@ class Patient(BaseWorker):
         return DEQUEUE_TIMEOUT
 
     def dequeue_job_and_maintain_ttl(self, timeout, max_idle_time=None):
-        """Wait for a job. If RQ returns None, no job has come, and `work` ends."""
+        """Wait for a job, for as long as it takes.
+
+        RQ's own method returns None, which ends `work`, in two cases only: with `burst`, when
+        the queue is empty, and with `max_idle_time`, after that time.
+        """
         result = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
         if result is None:
             self.is_out_of_jobs = True
@@ -344,7 +348,7 @@ class Patient(BaseWorker):
     def run_maintenance_tasks(self) -> None:
         """Do what is due between two jobs. If the worker is to stop, do so here.
 
-        RQ's own method looks for the jobs that dead workers have left behind, and fails them.
+        RQ's own method looks for dead workers, and fails the jobs that they had in hand.
         """
         if self.is_stopping:
             raise StopRequested
@@ -355,33 +359,35 @@ class Patient(BaseWorker):
             super().run_maintenance_tasks()
             self.next_maintenance = time.monotonic() + MAINTENANCE_INTERVAL
 
-    def was_absent(self) -> bool:
-        """Return whether this machine was asleep, or Redis was away, a moment ago.
+    # An absence:
+    #
+    # 1. A worker renews the lease of its job. When a lease is over, the worker that has the job
+    #    looks dead, and another one fails the job.
+    # 2. If Redis was away, or a laptop closed, for some minutes, all leases are over, and all
+    #    workers look dead to each other.
+    # 3. So after that, they look for no dead ones for a while, in which each renews its lease.
+    #    They take jobs as usual.
+    #
+    # `PatientRetry` notes when Redis is away. When the machine was asleep, or somebody has set
+    # the clock forward, the clock shows a gap.
 
-        If a laptop was closed for an hour, all leases are over when it wakes, and all workers on
-        it look dead to each other. When Redis has been away, all look dead, too. So they give
-        each other some time to renew their leases. (They take jobs as usual.)
-        """
-        # The machine was asleep until `last_absence`, Redis was away until `last_failure`.
+    def was_absent(self) -> bool:
+        """Return whether there was an absence a moment ago."""
         end_of_absence = max(self.last_absence, PatientRetry.last_failure)
         return time.monotonic() < end_of_absence + REST_AFTER_ABSENCE
 
     def notice_absence(self) -> None:
-        """Note that the worker is active, and whether the clock shows a gap before that.
-
-        There is a gap if the machine was asleep, or if somebody has set the clock forward. A
-        Redis that was away leaves none: `PatientRetry` notes that.
-        """
+        """Note that the worker is active, and whether it was not for a time of ABSENCE."""
         gap = time.time() - self.last_seen
         if gap > ABSENCE:
             self.last_absence = time.monotonic()
         self.last_seen = time.time()
 
     def heartbeat(self, timeout=None, pipeline=None) -> None:
-        """Give a sign of life, once a second at most.
+        """Give a sign of life, once a second at most. RQ would give three for each job.
 
-        RQ would give three for each job. In a pipeline, which sends several commands at once, RQ expects the answer to the
-        heartbeat at a fixed place. So in a pipeline, the heartbeat is always sent.
+        In a pipeline, which sends several commands at once, RQ expects the answer to the
+        heartbeat at a fixed place. So in a pipeline, it is always sent.
         """
         self.notice_absence()
         if pipeline is None and time.monotonic() < self.next_heartbeat:
@@ -392,8 +398,8 @@ class Patient(BaseWorker):
     def set_state(self, state: str, pipeline=None) -> None:
         """Write the state to Redis if it has changed. RQ writes "idle" twice after each job.
 
-        Unlike a heartbeat, this may be left out of a pipeline: RQ does not read the answers of
-        the pipelines in which it sets the state.
+        (`get_state` asks the worker, not Redis.) Unlike a heartbeat, this may be left out of a
+        pipeline: RQ does not read the answers of the pipelines in which it sets the state.
         """
         if state != self.get_state():
             super().set_state(state, pipeline)
@@ -411,11 +417,12 @@ class Patient(BaseWorker):
         RQ fails the job after this. RQ's own method also calls the exception handlers of the
         worker; an expected error does not reach them.
         """
-        error_class, _, _ = exc_info
+        error_class, _error, _traceback = exc_info
         if issubclass(error_class, NotificationError):
             return
         if self.has_given_up:
-            # For RQ, the `SystemExit` of `request_force_stop` is an error of the job.
+            # A `PatientSimpleWorker` gives up a job by `SystemExit`, which RQ takes for an error
+            # of the job.
             return
         super().handle_exception(job, *exc_info)
 
@@ -429,10 +436,11 @@ class Patient(BaseWorker):
     # 4. If Redis is away, the worker does not come so far. `enforce_stop` ends the process.
 
     def request_stop(self, signum, frame) -> None:
-        """Note that the worker is to stop. This is the handler for the first signal.
+        """Note that the worker is to stop.
 
-        If no job runs, RQ's own method raises `StopRequested` at once, instead of setting a
-        flag. A job that Redis has just handed over would be lost. So the error is dropped here.
+        RQ's `work` makes this the handler for SIGINT (Ctrl-C) and SIGTERM. If no job runs, RQ's
+        own method raises `StopRequested` at once, instead of setting a flag. A job that Redis
+        has just handed over would be lost. So the error is dropped here.
         """
         if os.getpid() != self.working_pid:
             # This is a fork, such as a work horse that has no handlers of its own yet. It must
@@ -447,17 +455,18 @@ class Patient(BaseWorker):
     def set_shutdown_requested_date(self) -> None:
         """Do nothing. RQ calls this in `request_stop`.
 
-        It would write the time of the first signal to Redis, which may be away. RQ has that time
-        in the worker as well, and uses it there, in `request_force_stop`.
+        It would write the time of the first signal to Redis, which may be away. Only
+        `request_force_stop` needs that time, and RQ has put it in an attribute of the worker.
         """
 
     def request_force_stop(self, signum, frame) -> None:
         """Give up the job in hand. This is the handler for a second signal.
 
-        RQ's own method kills the work horse, and raises `SystemExit`. (In a
-        `PatientSimpleWorker` there is no horse, and `SystemExit` is raised inside the job.) It
-        ignores a signal that comes within a second of the first: after a Ctrl-C, the workers of
-        a pool get one from the terminal, and one from the pool.
+        RQ's own method kills the work horse, and raises `SystemExit`. In a
+        `PatientSimpleWorker`, there is no horse, and `SystemExit` is raised inside the job.
+
+        RQ ignores a signal that comes within a second of the first: after a Ctrl-C, the workers
+        of a pool get one from the terminal, and one from the pool.
         """
         try:
             super().request_force_stop(signum, frame)
@@ -506,24 +515,21 @@ class PatientWorker(Patient, Worker):
     def wait_for_horse(self):
         """Wait until the work horse ends, or for JOB_MONITORING_INTERVAL seconds.
 
-        RQ does this again and again:
+        RQ calls this again and again. After each interval, it raises
+        `HorseMonitorTimeoutException`, and RQ looks at the clock: if `now() - job.started_at` is
+        a minute longer than the job may take, RQ kills the horse.
 
-        1. It calls this method. After an interval, an alarm raises
-           `HorseMonitorTimeoutException`.
-        2. If `now() - job.started_at` is a minute longer than the job may take, it kills the
-           horse.
-
-        Two times must not count. While the machine is asleep, the alarm stands still, too. While
-        Redis is away, this worker waits for it after an alarm, before it sets the next. So the
-        number of alarms tells how long the horse has worked, and `started_at` is set to now
-        minus so many intervals.
+        That would kill a healthy horse when the machine was asleep, or when Redis was away and
+        the horse has waited for it, as this worker has. In both cases the clock went on, but the
+        worker did not come by here. So here, the intervals are counted, and `started_at` is set
+        to so many intervals ago.
         """
         try:
             return super().wait_for_horse()
         except HorseMonitorTimeoutException:
             self.intervals += 1
             worked = timedelta(seconds=self.intervals * JOB_MONITORING_INTERVAL)
-            # The horse has its own copy of the job, with the true start.
+            # This is a copy of the job. The horse has its own, with the true start.
             self.monitored_job.started_at = now() - worked
             raise
 
@@ -531,8 +537,9 @@ class PatientWorker(Patient, Worker):
 class PatientSimpleWorker(Patient, SimpleWorker):
     """Runs jobs in its own process. That is faster, but a job that crashes ends the worker.
 
-    Use it with `rq worker-pool`, as the README shows. It gives no sign of life during a job. So
-    after a long job it waits, as after an absence, before it looks for dead workers.
+    Use it with `rq worker-pool`, as the README shows. During a job, it does not renew the lease.
+    RQ makes that longer: the time that the job may take, and 60 seconds. After a job that took
+    longer than ABSENCE, the clock shows a gap; so this worker rests, as after an absence.
     """
 
     is_performing = False

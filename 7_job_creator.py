@@ -28,17 +28,17 @@ JOBS = [
 
 
 def queue_jobs(jobs: list[dict], queue: rq.Queue) -> list[rq.job.Job]:
-    """Queue all of `jobs` or none, and print in the background what happens to them."""
+    """Queue all of `jobs` or none, and print what happens to them. Return the RQ jobs."""
     prepared = []
     for entry, job_id in zip(jobs, creator_6.new_job_ids(queue.connection, len(jobs))):
         arguments = (entry["phoneNumber"], entry["message"])
-        options = {"job_id": job_id, **processor_7.HOOKS}  # HOOKS report how it ends
+        options = {"job_id": job_id, **processor_7.HOOKS}  # HOOKS tell how it ends
         data = queue.prepare_data(processor_7.send_notification, arguments, **options)
         prepared.append(data)
     queued = queue.enqueue_many(prepared)  # in one transaction
     for job in queued:
         print(f"Notification job created: {job.id}", flush=True)
-    return follow(queued, queue, print_event)  # returns the jobs
+    return follow(queued, queue, print_event)  # returns the jobs, as `job.on` does
 
 
 def print_event(job: rq.job.Job, event: str, detail: object) -> None:
@@ -57,8 +57,17 @@ def main() -> None:
     wait_for_jobs()
 
 
-# The exercise ends here. The rest is for a second reading: a thread in the background, which
-# reads the events that 7_job_processor.py writes, and calls the handlers.
+# The exercise ends here. The rest is for a second reading: a follower, which is a thread in the
+# background. It reads the events that 7_job_processor.py writes, and calls the handlers.
+#
+# 1. While a job runs, it may write "progress" to the stream of its queue.
+# 2. When it has run, RQ calls the `HOOKS`, which write "complete" or "failed" to the stream.
+# 3. Only after that, RQ records that the job has ended. A handler may want to ask RQ for the
+#    job, to delete or requeue it. So the follower waits for this before it calls the handler.
+# 4. A job that is killed does not write to the stream. But RQ records its end. So once a second,
+#    the follower asks RQ which jobs have ended.
+# 5. Jobs that come to a follower later may have events in a part of the stream that it has read
+#    already. So it goes back, and each `Following` remembers what its handler has heard.
 
 logger = redis_client.logger
 JobEvent = processor_7.JobEvent
@@ -69,12 +78,11 @@ Handler = Callable[[rq.job.Job, str, object], None]
 # A place in the stream: milliseconds, by the clock of Redis, and a number. The id of an entry,
 # such as b"1700000000000-0", holds the same.
 Position = tuple[int, int]
-END_OF_STREAM: Position = (2**63, 0)
 
 # The threads that follow jobs, one for each queue.
 followers: set["Follower"] = set()
-# Whoever changes `followers`, or the `newcomers` of a follower, holds this lock. Otherwise a
-# follower could end just when `follow` gives it more jobs.
+# A follower ends when it has no jobs. Without this lock, it could end in just the moment in which
+# `follow` gives it some. So `follow` holds the lock, and so does a follower that ends.
 followers_lock = threading.Lock()
 
 
@@ -83,15 +91,15 @@ def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
 
     Twin of `job.on(…)`. Returns the jobs, as `job.on` returns the job. The handler is
     called with a job, the name of an event and its detail: "progress" (percent), "complete"
-    (what the job returned, through JSON), "failed attempt" or "failed" (the error). The
-    handler hears of all events since the job was created. Before it hears of "complete" or
-    "failed", the follower waits for up to a second until RQ has recorded the end, so that the
-    handler can delete or requeue the job. The end of a job that was queued without `HOOKS` is
-    only noticed by asking RQ, once a second.
+    (what the job returned, through JSON), "failed attempt" or "failed" (the error). It hears
+    of all events since the job was created. If a job was queued without `HOOKS`, it hears of
+    its end only.
+
+    A job that has been requeued can't be followed again. The handler would hear of the first
+    end, which is still in the stream.
 
     However often this is called, each queue takes one thread and one connection. But if two queues
-    have the same name and different clients, each takes its own. A job that has been requeued
-    can't be followed again: the handler would hear of its first end, which is in the stream.
+    have the same name and different clients, each takes its own.
     """
     with followers_lock:
         follower = follower_of(queue)
@@ -105,7 +113,8 @@ def wait_for_jobs() -> None:
     Ends the script with status 1 if there was an error in a handler or while following.
     A handler can't call this, as its own follower would wait for itself.
     """
-    # A follower leaves the set when it ends.
+    # A follower leaves the set when it ends. Meanwhile, a handler may have called `follow`, which
+    # may have started another. So look again until there is none.
     while followers:
         for follower in followers.copy():
             follower.join()
@@ -124,7 +133,8 @@ def follower_of(queue: rq.Queue) -> "Follower":
         if follower.queue == queue and follower.connection is queue.connection:
             return follower
     follower = Follower(queue)
-    # It can't leave `followers` before it is given jobs, as it needs the lock for that.
+    # It begins to run at once, and has no jobs yet. But it can't end before the caller gives it
+    # some, and releases the lock.
     follower.start()
     followers.add(follower)
     return follower
@@ -142,6 +152,8 @@ class Following:
 
 # What happens to a job last.
 ENDS = ("complete", "failed")
+# The position of an end that is not in the stream.
+AFTER_ALL: Position = (2**63, 0)
 
 # How often RQ is asked, in seconds, which jobs have ended, in case an event is missing.
 CHECK_INTERVAL = 1
@@ -153,7 +165,8 @@ READ_PAUSE = 0.002
 # How many seconds RQ may take to record an end, after its event has been read.
 RECORD_TIMEOUT = 1
 
-# Held while a handler is called: one at a time, as in JavaScript.
+# Held while a handler is called: one at a time, as in JavaScript. An `RLock` is one that a thread
+# can take a second time. That is needed if a handler forks: see `before_fork`.
 handler_lock = threading.RLock()
 
 
@@ -174,15 +187,14 @@ class Follower(threading.Thread):
     has_failed = False
 
     def __init__(self, queue: rq.Queue):
-        # Not a daemon. Python would stop that at the end of the script, even in the middle of
-        # a line. Instead, `run` looks whether the script still runs.
+        # A daemon thread would be stopped at the end of the script, perhaps in the middle of a
+        # line. Python waits for this one; so `run` looks whether the script still runs.
         super().__init__(daemon=False)
         self.queue = queue
         self.connection = queue.connection
         self.stream = processor_7.stream_of(queue.name)
-        # Up to here, the stream has been read. At first, this is the largest position there is,
-        # so that the `min` in `admit_newcomers` takes the position of the first newcomers.
-        self.position = END_OF_STREAM
+        # The stream has been read up to here. Before the first jobs come, it is nowhere.
+        self.position: Position | None = None
         # From `follow`, for the next turn.
         self.newcomers: list[Following] = []
         # By the ids of the jobs. More than one, if `follow` was called again for a job.
@@ -210,13 +222,13 @@ class Follower(threading.Thread):
             return True
 
     def leave_anyway(self) -> None:
-        """Leave `followers`, if it is still there.
+        """Leave `followers`, if that is not done yet.
 
-        Then it ends too early, for one of two reasons:
+        If it is not, this follower ends before its jobs, for one of two reasons:
 
-        1. The script has ended before its jobs. Nobody calls `wait_for_jobs` any more.
-        2. A handler has called `sys.exit()`. In a thread, that ends only the thread, and it is
-           no `Exception`. So `wait_for_jobs` ends the script, with status 1.
+        1. The script has ended. Nobody calls `wait_for_jobs` any more.
+        2. A handler has called `sys.exit()`. In a thread, that ends only the thread. So
+           `wait_for_jobs` ends the script, with status 1.
         """
         with followers_lock:
             if self in followers:
@@ -224,7 +236,7 @@ class Follower(threading.Thread):
                 followers.remove(self)
 
     def take_turn(self) -> None:
-        """Do what the docstring of the class says."""
+        """Admit newcomers, handle lost ends once a second, and handle news."""
         try:
             self.admit_newcomers()
             if time.monotonic() > self.next_check:
@@ -233,7 +245,7 @@ class Follower(threading.Thread):
             self.handle_news(wait=CHECK_INTERVAL / 2)
             time.sleep(READ_PAUSE)
         except redis_client.REFUSED as error:
-            # Redis has refused another command than XREAD. (For that, see `read`.)
+            # (If Redis refuses to read the stream, the turn goes on: see `read`.)
             self.report_refusal(error)
             time.sleep(1)
         except redis_client.AWAY:
@@ -248,7 +260,7 @@ class Follower(threading.Thread):
     def admit_newcomers(self) -> None:
         """Begin to follow the newcomers.
 
-        Their first events may have been read already. So go back in the stream, to where the
+        Some of their events may have been read already. So go back in the stream, to where the
         jobs were created. `handle_event` calls no handler twice for the same event.
         """
         # They stay on the list until Redis has answered. If it is away, the next turn tries again.
@@ -258,7 +270,9 @@ class Follower(threading.Thread):
         if not newcomers:
             return
         jobs = [following.job for following in newcomers]
-        self.position = min(self.position, self.position_before(jobs))
+        before = self.position_before(jobs)
+        if self.position is None or before < self.position:
+            self.position = before
         for following in newcomers:
             self.followed.setdefault(following.job.id, []).append(following)
         with followers_lock:
@@ -268,17 +282,17 @@ class Follower(threading.Thread):
     def position_before(self, jobs: list[rq.job.Job]) -> Position:
         """Return a position in the stream from before the jobs were created.
 
-        It is the time of Redis, minus the age of the oldest job, minus two seconds. The age is by
-        the clock of this machine, which may differ from that of Redis. (If another machine, with
-        a wrong clock, has created the jobs, their first events may be missed.)
+        RQ knows when that was by the clock of this machine. Positions are by the clock of
+        Redis, which may be wrong by hours. But both clocks agree on how long ago it was. (If
+        another machine has created the jobs, and its clock is wrong, events may be missed.)
         """
         created_at = min(job.created_at.timestamp() for job in jobs)
-        # Ask Redis first, and compute the age after that. If the answer takes 3 s, the age is 3 s
-        # too large, and the position 3 s too early, which does no harm. The other way round, it
-        # could be too late. The two seconds make up for the rounding.
-        now, _ = self.connection.time()
-        age = int(time.time() - created_at)
-        return 1000 * (now - age - 2), 0
+        # Redis first. If its answer takes long, the age is too large, and the position too early,
+        # which does no harm. The other way round, the position would be too late.
+        seconds, _microseconds = self.connection.time()
+        age = time.time() - created_at
+        # A second more, as clocks are not exact.
+        return int(1000 * (seconds - age - 1)), 0
 
     def handle_news(self, wait: float = 0) -> bool:
         """Read the next entries, and handle them. Return whether there may be more."""
@@ -339,27 +353,18 @@ class Follower(threading.Thread):
                 continue
             news.append((event, position_of(entry_id)))
             if event.name in ENDS:
-                ended.append(self.followed[job_id][0].job)
+                ended.append(job_id)
         self.wait_for_records(ended)
         for event, position in news:
             self.handle_event(event, position)
 
-    def wait_for_records(self, jobs: list[rq.job.Job]) -> None:
-        """Wait until RQ has recorded that the jobs have ended, for RECORD_TIMEOUT at most.
-
-        RQ calls the `HOOKS`, which write the event, before it records the end; until then the job
-        is `started`. A handler may want to ask RQ for the job, to delete it or to requeue it.
-        """
+    def wait_for_records(self, job_ids: list[str]) -> None:
+        """Wait until RQ has recorded that the jobs have ended, for RECORD_TIMEOUT at most."""
         end = time.monotonic() + RECORD_TIMEOUT
-        while jobs and time.monotonic() < end:
-            still_started = []
-            for job, status in zip(jobs, self.statuses_of(jobs)):
-                # The members of `JobStatus` are strings.
-                if status == JobStatus.STARTED:
-                    still_started.append(job)
-            jobs = still_started
-            if jobs:
-                time.sleep(READ_PAUSE)
+        while JobStatus.STARTED in self.statuses_of(job_ids):
+            if time.monotonic() > end:
+                return
+            time.sleep(READ_PAUSE)
 
     def handle_event(self, event: JobEvent, position: Position) -> None:
         """Call the handlers of a job, if they have not been called for this position yet.
@@ -384,29 +389,29 @@ class Follower(threading.Thread):
         """Handle the ends that are not in the stream. A killed job, for example, writes none.
 
         1. Ask RQ which jobs have ended.
-        2. Read the stream to its end. A job that writes an event does so before RQ records the
-           end. So the events of these jobs are handled now, and these jobs are not followed any
-           more.
-        3. Those that are still followed have no event in the stream. Handle their ends.
+        2. Read the stream to its end. What these jobs have written is there by now, as RQ records
+           an end only after that. So all their events are handled.
+        3. A job of these that is still followed has written no end. Handle it.
         """
-        jobs = [followings[0].job for followings in self.followed.values()]
+        job_ids = list(self.followed)
         begin = time.monotonic()
-        statuses = self.statuses_of(jobs)
-        # For thousands of jobs, that takes a while. So wait ten times as long until the next check.
+        statuses = self.statuses_of(job_ids)
+        # To ask for thousands of jobs takes a while. Spend no more than a tenth of the time on it.
         pause = max(CHECK_INTERVAL, 10 * (time.monotonic() - begin))
         self.next_check = time.monotonic() + pause
         while self.handle_news():
             pass
-        for job, status in zip(jobs, statuses):
-            if job.id in self.followed and has_ended(status):
-                # An event that is not in the stream. Its position is later than all others.
-                self.handle_event(end_of(job, status), END_OF_STREAM)
+        for job_id, status in zip(job_ids, statuses):
+            if job_id in self.followed and has_ended(status):
+                # All followings of a job have the same job.
+                job = self.followed[job_id][0].job
+                self.handle_event(end_of(job, status), AFTER_ALL)
 
-    def statuses_of(self, jobs: list[rq.job.Job]) -> list[str | None]:
+    def statuses_of(self, job_ids: list[str]) -> list[str | None]:
         """Return the statuses of jobs in RQ, in one round trip. None is for a job that is gone."""
         with self.connection.pipeline(transaction=False) as pipe:
-            for job in jobs:
-                pipe.hget(job.key, "status")
+            for job_id in job_ids:
+                pipe.hget(rq.job.Job.key_for(job_id), "status")
             answers = pipe.execute()
         statuses: list[str | None] = []
         for answer in answers:
@@ -424,9 +429,11 @@ def position_of(entry_id: bytes) -> Position:
 
 
 def is_script_running() -> bool:
-    """Return whether any thread runs that keeps the script alive, followers not counted."""
-    # At the end of a script, Python marks the main thread as ended, before it waits for others
-    # such as a follower.
+    """Return whether a thread runs that keeps the script alive.
+
+    Followers don't count, or two of them would keep each other alive.
+    """
+    # At the end of a script, Python marks the main thread as ended, and then waits for the others.
     if threading.main_thread().is_alive():
         return True
     for thread in threading.enumerate():
@@ -508,8 +515,8 @@ def after_fork_in_parent() -> None:
 def after_fork_in_child() -> None:
     """Begin anew, with new locks and without followers.
 
-    If a handler has forked, its follower is the thread that goes on. When the handler returns,
-    the follower finds that it has no more jobs, and ends.
+    If a handler has forked, the thread of its follower is the one that goes on. When the handler
+    returns, there are no more jobs, and the follower ends.
     """
     global followers_lock, handler_lock
     for follower in followers:
@@ -518,6 +525,7 @@ def after_fork_in_child() -> None:
     followers.clear()
     Follower.has_failed = False
     followers_lock = threading.Lock()
+    # A handler that has forked holds the old lock, which its `with` statement still releases.
     handler_lock = threading.RLock()
 
 
