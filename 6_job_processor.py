@@ -91,11 +91,11 @@ class PatientRetry(Retry):
         is_retryable: Callable | None = None,
         with_failure_count: bool = False,
     ):
-        """Call `do`, which sends a command, until it succeeds. redis-py calls this.
+        """Call `do`, which sends a command, until Redis has answered. redis-py calls this.
 
         After a failure, `fail` closes the connection, so that the next `do` opens another.
-        `is_retryable` is asked whether to try again at all; `with_failure_count` says that `fail`
-        wants to know the number of failures.
+        (redis-py may ask for two more things: `is_retryable` tells whether to try again at all,
+        and with `with_failure_count`, `fail` wants to know the number of failures.)
 
         redis-py's own method calls `fail`, and then waits. But `fail` may raise an error: if the
         connection was watching keys for a transaction, it raises `WatchError`. To RQ, that means
@@ -153,8 +153,8 @@ class DueJobs(RQScheduler):
         settings = self.connection.get_connection_kwargs()
         settings["socket_timeout"] = LOOK_TIMEOUT
         # It sends each command only once. If the answer to a transaction was lost, and the
-        # transaction was sent again, its jobs would be queued twice. (The worker does send its
-        # transactions again. They record what happens to a job, and may do so twice.)
+        # transaction was sent again, its jobs would be queued twice. (A worker does send its own
+        # again. If it did not, jobs that have run would be failed.)
         self.connection.set_retry(Retry(NoBackoff(), retries=0))
         # The text of the last unforeseen error, so that it is not logged each second.
         self.last_error = ""
@@ -164,7 +164,8 @@ class DueJobs(RQScheduler):
 
         One worker at a time looks at the delayed jobs of a queue, the one that has its lock. If
         Redis is away or full, they wait for the next look. After an error, this worker keeps its
-        locks. If it does not come back within a minute, they expire, and others can take them.
+        locks; the next `acquire_locks` renews them. If it does not come back within a minute,
+        they expire, and others can take them.
         """
         try:
             self.acquire_locks()
@@ -186,11 +187,55 @@ class DueJobs(RQScheduler):
                 redis_client.logger.exception("Delayed jobs can't be queued")
 
 
+# Absences.
+
+# A gap in the clock that is longer than this is an absence. In seconds, as all that follow.
+ABSENCE = 30
+# How long the rest after an absence is. To renew a lease, a worker may need five seconds until it
+# comes by, eleven more if its connection is silent and has to be given up, and some to connect
+# again.
+REST_AFTER_ABSENCE = 20
+
+
+class Absences:
+    """Tells a worker whether there was an absence: nobody could renew leases, and all are over.
+
+    1. A worker renews the lease of its job. When a lease is over, the worker that has the job
+       looks dead, and another one fails the job.
+    2. If Redis was away, or a laptop closed, for some minutes, all leases are over, and all
+       workers look dead to each other.
+    3. So after that comes a rest, in which each renews its lease, and none looks for dead
+       workers. They take jobs as usual.
+
+    When Redis is away, `PatientRetry` notes that. When the machine was asleep, or somebody has
+    set the clock forward, the clock shows a gap since the worker was last active. (It shows one
+    after a suspension, too, and after a long job of a `PatientSimpleWorker`. Then the rest is not
+    needed, but does no harm.)
+    """
+
+    def __init__(self):
+        # By `time.time()`, the clock that goes on while the machine is asleep. All other times in
+        # this file are by `time.monotonic()`, which may stand still.
+        self.last_active = time.time()
+        # A new worker does not know whether there was a gap. It begins as if there was.
+        self.last_gap = time.monotonic()
+
+    def note_activity(self) -> None:
+        """Note that the worker is active now, and whether there was a gap before."""
+        gap = time.time() - self.last_active
+        if gap > ABSENCE:
+            self.last_gap = time.monotonic()
+        self.last_active = time.time()
+
+    def was_one_recently(self) -> bool:
+        """Return whether the rest after an absence is not over."""
+        last_absence = max(self.last_gap, PatientRetry.last_failure)
+        return time.monotonic() < last_absence + REST_AFTER_ABSENCE
+
+
 # The workers.
 
-# All of these are seconds.
-
-# How long a worker waits for a job, before it looks for other things to do.
+# How long one waits for a job, before it looks for other things to do.
 DEQUEUE_TIMEOUT = 1
 # How often it looks for delayed jobs that are due.
 LOOK_INTERVAL = 1
@@ -204,13 +249,6 @@ WORKER_TTL = 15
 JOB_MONITORING_INTERVAL = 5
 # How often it looks for dead workers. They are those whose job has a lease that is over.
 MAINTENANCE_INTERVAL = 5
-# How long a gap in the clock is that counts as an absence. ("An absence", below, explains this
-# one and the next.)
-ABSENCE = 30
-# How long a worker looks for no dead ones after an absence. Until the others have renewed their
-# leases, they may need JOB_MONITORING_INTERVAL, 11 more if their connection is silent and has to
-# be given up, and some to connect again.
-REST_AFTER_ABSENCE = 20
 # How long its stop may take, not counting the time for a job in hand.
 STOP_TIMEOUT = 1.5
 # How often it checks, while it stops, whether that time is over.
@@ -233,8 +271,8 @@ class Patient(BaseWorker):
                 perform_job *                   in the work horse
                     handle_exception *          after an error of the job
                 monitor_work_horse *            meanwhile, in the worker
-                    wait_for_horse *
-                    heartbeat *                 every JOB_MONITORING_INTERVAL
+                    wait_for_horse *            for JOB_MONITORING_INTERVAL at most, then
+                    heartbeat *                 and the lease of the job is renewed; and so on
             heartbeat *
 
         request_stop *                          at a first signal, in the middle of any of these
@@ -261,20 +299,18 @@ class Patient(BaseWorker):
         self.due_jobs = DueJobs(self.queues, connection, self.serializer)
         # The process in which `work` was called. In a fork of it, `os.getpid()` is another.
         self.working_pid = 0
-        # How many jobs it has run, for `max_jobs`.
+        # How many jobs it has run, for RQ's option `max_jobs`: end after so many.
         self.jobs_done = 0
-        # True when no job is left to wait for.
+        # True when no job is left to wait for. That can happen with RQ's options `burst`: end when
+        # the queue is empty, and `max_idle_time`: end after so many seconds without a job.
         self.is_out_of_jobs = False
         # True after a first signal: the worker ends when it has no job in hand.
         self.is_stopping = False
         # True after a second one: it ends in any case.
         self.has_given_up = False
+        # A flag on which a thread can wait: set when `work` has ended.
         self.work_is_over = threading.Event()
-        # For "An absence", below. `last_seen` is by `time.time()`, the clock that goes on while the
-        # machine is asleep. All other times are by `time.monotonic()`, which may stand still.
-        self.last_seen = time.time()
-        # A new worker does not know whether there was an absence. It begins as if there was.
-        self.last_absence = time.monotonic()
+        self.absences = Absences()
         # When each of these is due.
         self.next_heartbeat = 0.0
         self.next_look = 0.0
@@ -287,7 +323,7 @@ class Patient(BaseWorker):
         """
         options["with_scheduler"] = False
         self.working_pid = os.getpid()
-        # `work` may be called a second time.
+        # `work` may be called a second time, unless the worker was stopped.
         self.jobs_done = 0
         self.is_out_of_jobs = False
         self.work_is_over.clear()
@@ -308,11 +344,7 @@ class Patient(BaseWorker):
     # Between two jobs.
 
     def check_for_suspension(self, burst: bool) -> None:
-        """Wait while `rq suspend` is in force.
-
-        RQ's own method would not notice a stop meanwhile. It also sets the state back at the
-        end; but the wait for a job sets it to "idle" anyway.
-        """
+        """Wait while `rq suspend` is in force. RQ's own method would not notice a stop."""
         while is_suspended(self.connection, self) and not self.is_stopping:
             if burst:
                 # A burst does not wait for jobs that it may not take.
@@ -330,10 +362,9 @@ class Patient(BaseWorker):
         return DEQUEUE_TIMEOUT
 
     def dequeue_job_and_maintain_ttl(self, timeout, max_idle_time=None):
-        """Wait for a job, for as long as it takes.
+        """Wait for a job, for as long as it takes, and return it.
 
-        RQ's own method returns None, which ends `work`, in two cases only: with `burst`, when
-        the queue is empty, and with `max_idle_time`, after that time.
+        RQ's own method does so. If it returns None, no job is left to wait for, and `work` ends.
         """
         result = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
         if result is None:
@@ -355,41 +386,19 @@ class Patient(BaseWorker):
         if time.monotonic() >= self.next_look:
             self.next_look = time.monotonic() + LOOK_INTERVAL
             self.due_jobs.enqueue()
-        if time.monotonic() >= self.next_maintenance and not self.was_absent():
+        if self.absences.was_one_recently():
+            return
+        if time.monotonic() >= self.next_maintenance:
             super().run_maintenance_tasks()
             self.next_maintenance = time.monotonic() + MAINTENANCE_INTERVAL
 
-    # An absence:
-    #
-    # 1. A worker renews the lease of its job. When a lease is over, the worker that has the job
-    #    looks dead, and another one fails the job.
-    # 2. If Redis was away, or a laptop closed, for some minutes, all leases are over, and all
-    #    workers look dead to each other.
-    # 3. So after that, they look for no dead ones for a while, in which each renews its lease.
-    #    They take jobs as usual.
-    #
-    # `PatientRetry` notes when Redis is away. When the machine was asleep, or somebody has set
-    # the clock forward, the clock shows a gap.
-
-    def was_absent(self) -> bool:
-        """Return whether there was an absence a moment ago."""
-        end_of_absence = max(self.last_absence, PatientRetry.last_failure)
-        return time.monotonic() < end_of_absence + REST_AFTER_ABSENCE
-
-    def notice_absence(self) -> None:
-        """Note that the worker is active, and whether it was not for a time of ABSENCE."""
-        gap = time.time() - self.last_seen
-        if gap > ABSENCE:
-            self.last_absence = time.monotonic()
-        self.last_seen = time.time()
-
     def heartbeat(self, timeout=None, pipeline=None) -> None:
-        """Give a sign of life, once a second at most. RQ would give three for each job.
+        """Give a sign of life of the worker, once a second at most. RQ gives three for each job.
 
         In a pipeline, which sends several commands at once, RQ expects the answer to the
         heartbeat at a fixed place. So in a pipeline, it is always sent.
         """
-        self.notice_absence()
+        self.absences.note_activity()
         if pipeline is None and time.monotonic() < self.next_heartbeat:
             return
         super().heartbeat(timeout, pipeline)
@@ -403,28 +412,6 @@ class Patient(BaseWorker):
         """
         if state != self.get_state():
             super().set_state(state, pipeline)
-
-    # A job.
-
-    def execute_job(self, job: Job, queue: Queue) -> None:
-        """Run a job, and count it."""
-        super().execute_job(job, queue)
-        self.jobs_done += 1
-
-    def handle_exception(self, job: Job, *exc_info) -> None:
-        """Log the error of a job with its traceback, unless it was to be expected.
-
-        RQ fails the job after this. RQ's own method also calls the exception handlers of the
-        worker; an expected error does not reach them.
-        """
-        error_class, _error, _traceback = exc_info
-        if issubclass(error_class, NotificationError):
-            return
-        if self.has_given_up:
-            # A `PatientSimpleWorker` gives up a job by `SystemExit`, which RQ takes for an error
-            # of the job.
-            return
-        super().handle_exception(job, *exc_info)
 
     # A stop:
     #
@@ -447,6 +434,7 @@ class Patient(BaseWorker):
             # go on.
             return
         self.is_stopping = True
+        # A daemon thread does not keep the process alive.
         threading.Thread(target=self.enforce_stop, daemon=True).start()
         # RQ's own method is needed to make `request_force_stop` the handler from now on.
         with suppress(StopRequested):
@@ -494,6 +482,28 @@ class Patient(BaseWorker):
         """Return whether a job runs. The two workers below know."""
         raise NotImplementedError
 
+    # A job.
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """Run a job, and count it."""
+        super().execute_job(job, queue)
+        self.jobs_done += 1
+
+    def handle_exception(self, job: Job, *exc_info) -> None:
+        """Log the error of a job with its traceback, unless it was to be expected.
+
+        RQ fails the job after this. RQ's own method also calls the exception handlers of the
+        worker; an expected error does not reach them.
+        """
+        error_class, _error, _traceback = exc_info
+        if issubclass(error_class, NotificationError):
+            return
+        if self.has_given_up:
+            # In a `PatientSimpleWorker`, RQ takes the `SystemExit` of `request_force_stop` for an
+            # error of the job.
+            return
+        super().handle_exception(job, *exc_info)
+
 
 class PatientWorker(Patient, Worker):
     """Runs each job in a process of its own, as RQ's `Worker` does: the work horse."""
@@ -503,7 +513,7 @@ class PatientWorker(Patient, Worker):
     intervals = 0
 
     def has_job_in_hand(self) -> bool:
-        """Return whether a work horse runs."""
+        """Return whether a work horse runs. When it has ended, RQ sets `horse_pid` to 0."""
         return self.horse_pid != 0
 
     def monitor_work_horse(self, job: Job, queue: Queue, execution: Execution) -> None:

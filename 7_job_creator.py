@@ -32,7 +32,7 @@ def queue_jobs(jobs: list[dict], queue: rq.Queue) -> list[rq.job.Job]:
     prepared = []
     for entry, job_id in zip(jobs, creator_6.new_job_ids(queue.connection, len(jobs))):
         arguments = (entry["phoneNumber"], entry["message"])
-        options = {"job_id": job_id, **processor_7.HOOKS}  # HOOKS tell how it ends
+        options = {"job_id": job_id, **processor_7.HOOKS}  # HOOKS write how it ends
         data = queue.prepare_data(processor_7.send_notification, arguments, **options)
         prepared.append(data)
     queued = queue.enqueue_many(prepared)  # in one transaction
@@ -67,7 +67,7 @@ def main() -> None:
 # 4. A job that is killed does not write to the stream. But RQ records its end. So once a second,
 #    the follower asks RQ which jobs have ended.
 # 5. Jobs that come to a follower later may have events in a part of the stream that it has read
-#    already. So it goes back, and each `Following` remembers what its handler has heard.
+#    already. So it goes back, and each listener remembers which events it has heard.
 
 logger = redis_client.logger
 JobEvent = processor_7.JobEvent
@@ -96,14 +96,14 @@ def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
     its end only.
 
     A job that has been requeued can't be followed again. The handler would hear of the first
-    end, which is still in the stream.
+    end, which is still in the stream. If a handler forks, the child must not return from it.
 
     However often this is called, each queue takes one thread and one connection. But if two queues
     have the same name and different clients, each takes its own.
     """
     with followers_lock:
         follower = follower_of(queue)
-        follower.newcomers += [Following(job, handler) for job in jobs]
+        follower.newcomers += [Listener(job, handler) for job in jobs]
     return jobs
 
 
@@ -140,7 +140,7 @@ def follower_of(queue: rq.Queue) -> "Follower":
     return follower
 
 
-class Following:
+class Listener:
     """A job that is followed, and its handler."""
 
     def __init__(self, job: rq.job.Job, handler: Handler):
@@ -150,9 +150,10 @@ class Following:
         self.position: Position = (0, 0)
 
 
-# What happens to a job last.
+# The events after which nothing more happens to a job.
 ENDS = ("complete", "failed")
-# The position of an end that is not in the stream.
+# A position that is later than those of all entries. An end that is not in the stream has it, so
+# that no listener has heard of it.
 AFTER_ALL: Position = (2**63, 0)
 
 # How often RQ is asked, in seconds, which jobs have ended, in case an event is missing.
@@ -165,8 +166,8 @@ READ_PAUSE = 0.002
 # How many seconds RQ may take to record an end, after its event has been read.
 RECORD_TIMEOUT = 1
 
-# Held while a handler is called: one at a time, as in JavaScript. An `RLock` is one that a thread
-# can take a second time. That is needed if a handler forks: see `before_fork`.
+# Held while a handler is called: one at a time, as in JavaScript. (A `Lock` would do, but for
+# handlers that fork. The end of this file is about these.)
 handler_lock = threading.RLock()
 
 
@@ -188,17 +189,17 @@ class Follower(threading.Thread):
 
     def __init__(self, queue: rq.Queue):
         # A daemon thread would be stopped at the end of the script, perhaps in the middle of a
-        # line. Python waits for this one; so `run` looks whether the script still runs.
+        # line. For this one, Python waits; so `run` has to see when only followers are left.
         super().__init__(daemon=False)
         self.queue = queue
         self.connection = queue.connection
         self.stream = processor_7.stream_of(queue.name)
-        # The stream has been read up to here. Before the first jobs come, it is nowhere.
+        # The stream has been read up to here. `admit_newcomers` sets it when the first jobs come.
         self.position: Position | None = None
         # From `follow`, for the next turn.
-        self.newcomers: list[Following] = []
-        # By the ids of the jobs. More than one, if `follow` was called again for a job.
-        self.followed: dict[str, list[Following]] = {}
+        self.newcomers: list[Listener] = []
+        # By the ids of their jobs. If `follow` was called twice for a job, it has two.
+        self.listeners: dict[str, list[Listener]] = {}
         self.next_check = time.monotonic() + CHECK_INTERVAL
         # What Redis has refused, so that nothing is logged twice.
         self.refusals: set[str] = set()
@@ -216,9 +217,9 @@ class Follower(threading.Thread):
     def leave_if_done(self) -> bool:
         """Leave `followers` and return True if there is no job to follow."""
         with followers_lock:
-            if self.newcomers or self.followed:
+            if self.newcomers or self.listeners:
                 return False
-            followers.discard(self)
+            followers.remove(self)
             return True
 
     def leave_anyway(self) -> None:
@@ -269,12 +270,12 @@ class Follower(threading.Thread):
             newcomers = self.newcomers.copy()
         if not newcomers:
             return
-        jobs = [following.job for following in newcomers]
+        jobs = [listener.job for listener in newcomers]
         before = self.position_before(jobs)
         if self.position is None or before < self.position:
             self.position = before
-        for following in newcomers:
-            self.followed.setdefault(following.job.id, []).append(following)
+        for listener in newcomers:
+            self.listeners.setdefault(listener.job.id, []).append(listener)
         with followers_lock:
             # More may have come meanwhile.
             del self.newcomers[: len(newcomers)]
@@ -283,15 +284,17 @@ class Follower(threading.Thread):
         """Return a position in the stream from before the jobs were created.
 
         RQ knows when that was by the clock of this machine. Positions are by the clock of
-        Redis, which may be wrong by hours. But both clocks agree on how long ago it was. (If
-        another machine has created the jobs, and its clock is wrong, events may be missed.)
+        Redis, which may be wrong. But both clocks agree on how long ago it was. If a job was
+        created at 12:00:00, and it is 12:00:05 now, that was 5 s ago. If Redis says that it is
+        15:00:05 now, the stream is read from 15:00:00 on. (If another machine has created the
+        jobs, and its clock is wrong, events may be missed.)
         """
         created_at = min(job.created_at.timestamp() for job in jobs)
-        # Redis first. If its answer takes long, the age is too large, and the position too early,
-        # which does no harm. The other way round, the position would be too late.
+        # Redis comes first. If its answer takes long, too much time seems to have passed, and the
+        # position is too early, which does no harm. The other way round, it would be too late.
         seconds, _microseconds = self.connection.time()
         age = time.time() - created_at
-        # A second more, as clocks are not exact.
+        # A second earlier, as clocks are not exact.
         return int(1000 * (seconds - age - 1)), 0
 
     def handle_news(self, wait: float = 0) -> bool:
@@ -300,7 +303,7 @@ class Follower(threading.Thread):
         if not entries:
             return False
         self.handle_entries(entries)
-        # Only now: after an error, such as that Redis is away, the entries are read again.
+        # Only now: if Redis goes away in `handle_entries`, these entries are read again.
         last_id, _ = entries[-1]
         self.position = position_of(last_id)
         return len(entries) == ENTRIES_AT_ONCE
@@ -344,7 +347,7 @@ class Follower(threading.Thread):
         ended = []
         for entry_id, fields in entries:
             job_id = fields.get(b"job", b"").decode(errors="replace")
-            if job_id not in self.followed:
+            if job_id not in self.listeners:
                 continue
             try:
                 event = JobEvent.read(fields)
@@ -371,16 +374,16 @@ class Follower(threading.Thread):
 
         After its end, a job is followed no more.
         """
-        followings = self.followed.get(event.job_id, [])
+        listeners = self.listeners.get(event.job_id, [])
         if event.name in ENDS:
-            self.followed.pop(event.job_id, None)
-        for following in followings:
-            if following.position >= position:
+            self.listeners.pop(event.job_id, None)
+        for listener in listeners:
+            if listener.position >= position:
                 continue
-            following.position = position
+            listener.position = position
             try:
                 with handler_lock:
-                    following.handler(following.job, event.name, event.detail)
+                    listener.handler(listener.job, event.name, event.detail)
             except Exception:
                 Follower.has_failed = True
                 logger.exception("Error in a handler of job %s", event.job_id)
@@ -393,7 +396,7 @@ class Follower(threading.Thread):
            an end only after that. So all their events are handled.
         3. A job of these that is still followed has written no end. Handle it.
         """
-        job_ids = list(self.followed)
+        job_ids = list(self.listeners)
         begin = time.monotonic()
         statuses = self.statuses_of(job_ids)
         # To ask for thousands of jobs takes a while. Spend no more than a tenth of the time on it.
@@ -402,13 +405,17 @@ class Follower(threading.Thread):
         while self.handle_news():
             pass
         for job_id, status in zip(job_ids, statuses):
-            if job_id in self.followed and has_ended(status):
-                # All followings of a job have the same job.
-                job = self.followed[job_id][0].job
+            if job_id in self.listeners and has_ended(status):
+                # Any of its listeners knows the job.
+                job = self.listeners[job_id][0].job
                 self.handle_event(end_of(job, status), AFTER_ALL)
 
     def statuses_of(self, job_ids: list[str]) -> list[str | None]:
-        """Return the statuses of jobs in RQ, in one round trip. None is for a job that is gone."""
+        """Return the statuses of jobs in RQ, in one round trip. None is for a job that is gone.
+
+        They are strings. They can be compared with RQ's `JobStatus`, whose members are strings,
+        too: `JobStatus.STARTED == "started"`.
+        """
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
                 pipe.hget(rq.job.Job.key_for(job_id), "status")
@@ -497,11 +504,17 @@ def error_in(text: str | None) -> str:
 # The rest is for programs that fork while they follow jobs, as those do that start a
 # `multiprocessing` pool. In the child, only the thread that forked goes on. What another had
 # locked at that moment stays locked for ever: one of the two locks, or, while a handler prints,
-# the output. So a fork waits until both locks are free.
+# the output. So:
+#
+# 1. Before a fork, take both locks. That waits until no handler runs.
+# 2. After it, the parent releases them, and the child makes new ones.
+#
+# A handler may fork, too. It has `handler_lock` already, and takes it a second time. An `RLock`
+# allows that to the same thread.
 
 
 def before_fork() -> None:
-    """Take both locks. (If it is a handler that forks, it has `handler_lock` twice then.)"""
+    """Take both locks."""
     handler_lock.acquire()
     followers_lock.acquire()
 
@@ -513,20 +526,12 @@ def after_fork_in_parent() -> None:
 
 
 def after_fork_in_child() -> None:
-    """Begin anew, with new locks and without followers.
-
-    If a handler has forked, the thread of its follower is the one that goes on. When the handler
-    returns, there are no more jobs, and the follower ends.
-    """
+    """Begin anew: with new locks, and without followers, as their threads are gone."""
     global followers_lock, handler_lock
-    for follower in followers:
-        follower.newcomers.clear()
-        follower.followed.clear()
+    followers_lock = threading.Lock()
+    handler_lock = threading.RLock()
     followers.clear()
     Follower.has_failed = False
-    followers_lock = threading.Lock()
-    # A handler that has forked holds the old lock, which its `with` statement still releases.
-    handler_lock = threading.RLock()
 
 
 os.register_at_fork(

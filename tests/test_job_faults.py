@@ -300,35 +300,6 @@ def test_processes_forked_while_jobs_are_followed_follow_their_own(redis_server)
     assert script.errors == []
 
 
-FORKING_HANDLER = """
-import importlib, os
-from rq import SimpleWorker
-creator_6 = importlib.import_module("6_job_creator")
-creator_7 = importlib.import_module("7_job_creator")
-
-def fork_at_the_first(job, event, detail):
-    print(job.id, flush=True)
-    if job.id == jobs[0].id:
-        os.fork()
-
-queue = creator_6.create_queue("q")
-hooks = creator_7.processor_7.HOOKS
-jobs = queue.enqueue_many([queue.prepare_data("time.time", **hooks)] * 20)
-# So that all ends are read at once, and the fork comes in their middle.
-SimpleWorker(["q"], connection=queue.connection).work(burst=True, logging_level="ERROR")
-creator_7.follow(jobs, queue, fork_at_the_first)
-creator_7.wait_for_jobs()
-"""
-
-
-def test_a_handler_that_forks_and_returns_is_called_once_for_each_job(redis_server):
-    with run_code(FORKING_HANDLER, redis_server.url) as script:
-        assert script.end() == 0
-    assert len(script.lines) == 20
-    assert len(set(script.lines)) == 20
-    assert script.errors == []
-
-
 def test_jobs_are_told_while_any_thread_goes_on(redis_server):
     code = """
 import importlib, threading
