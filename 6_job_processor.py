@@ -38,13 +38,35 @@ def send_notification(phone_number: str, message: str) -> None:
 def main() -> None:
     """Work on the queue until stopped. Twin of `queue.process`."""
     client = redis_client.create_client()
-    client.ping()
+    client.ping()  # without Redis, this ends the script; the worker would wait
     PatientWorker([QUEUE], connection=client).work()
 
 
 # The exercise ends here. RQ's own `Worker` would do for it. The rest is for a second reading:
 # workers that also wait while Redis is away, lose no job when they are stopped, and queue
 # delayed jobs.
+#
+# RQ's `work` is a loop that calls other methods. This is that loop, in short. What has a * is
+# overridden by one of the classes at the end of this file.
+#
+#     work *                                  until one of these raises `StopRequested`:
+#         check_for_suspension *              waits while `rq suspend` is in force
+#         run_maintenance_tasks *             looks for dead workers
+#         dequeue_job_and_maintain_ttl *      waits for a job; before each second of that:
+#             heartbeat *
+#             run_maintenance_tasks *
+#         execute_job *                       forks a work horse
+#             perform_job *                   in the work horse (a `SimpleWorker` has none)
+#                 handle_exception *          after an error of the job
+#             monitor_work_horse *            meanwhile, in the worker, again and again:
+#                 wait_for_horse *            for JOB_MONITORING_INTERVAL seconds at most
+#                 heartbeat *                 and renews the lease of the job
+#         heartbeat *
+#
+#     request_stop *                          at a first signal, in the middle of any of these
+#         set_shutdown_requested_date *
+#     request_force_stop *                    at a second signal
+#     set_state *                             called by most of these: "idle", "busy" and so on
 
 
 class NotificationError(Exception):
@@ -94,14 +116,12 @@ class PatientRetry(Retry):
         """Call `do`, which sends a command, until Redis has answered. redis-py calls this.
 
         After a failure, `fail` closes the connection, so that the next `do` opens another.
-        (redis-py may ask for two more things: `is_retryable` tells whether to try again at all,
-        and with `with_failure_count`, `fail` wants to know the number of failures.)
 
-        redis-py's own method calls `fail`, and then waits. But `fail` may raise an error: if the
-        connection was watching keys for a transaction, it raises `WatchError`. To RQ, that means
-        that a key has changed, and it begins the transaction again, at once. So here, the wait
-        comes before `fail`. Otherwise there would be none, and RQ would try thousands of times a
-        second.
+        redis-py's own method calls `fail`, and then waits. But `fail` may raise an error, which
+        leaves this method: if the connection was watching keys for a transaction, it raises
+        `WatchError`. To RQ, that means that a key has changed, and it begins the transaction
+        again, at once. So here, the wait comes before `fail`. Otherwise RQ would not wait at all,
+        and try thousands of times a second.
         """
         failures = 0
         while True:
@@ -116,11 +136,13 @@ class PatientRetry(Retry):
                 reason = error
             except redis_client.AWAY as error:
                 reason = error
+            # redis-py may want to decide whether to try again at all.
             if is_retryable is not None and not is_retryable(reason):
                 raise reason
             failures += 1
             PatientRetry.last_failure = time.monotonic()
             time.sleep(RETRY_INTERVAL)
+            # It may also want to know the number of failures.
             if with_failure_count:
                 fail(reason, failures)
             else:
@@ -153,8 +175,8 @@ class DueJobs(RQScheduler):
         settings = self.connection.get_connection_kwargs()
         settings["socket_timeout"] = LOOK_TIMEOUT
         # It sends each command only once. If the answer to a transaction was lost, and the
-        # transaction was sent again, its jobs would be queued twice. (A worker does send its own
-        # again. If it did not, jobs that have run would be failed.)
+        # transaction was sent again, its jobs would be queued twice. (A worker does send again what
+        # records the end of a job. To record an end twice does no harm.)
         self.connection.set_retry(Retry(NoBackoff(), retries=0))
         # The text of the last unforeseen error, so that it is not logged each second.
         self.last_error = ""
@@ -163,7 +185,7 @@ class DueJobs(RQScheduler):
         """Queue the jobs that are due, except in queues that another worker has locked.
 
         One worker at a time looks at the delayed jobs of a queue, the one that has its lock. If
-        Redis is away or full, they wait for the next look. After an error, this worker keeps its
+        Redis is away or full, these jobs wait for the next look. After an error, this worker keeps its
         locks; the next `acquire_locks` renews them. If it does not come back within a minute,
         they expire, and others can take them.
         """
@@ -180,48 +202,46 @@ class DueJobs(RQScheduler):
         except redis_client.AWAY:
             return
         except Exception as error:
-            # A delayed job that can't be read, say, must not end all workers of its queue. Until
-            # somebody deletes it, the other delayed jobs of these queues wait, too.
+            # A delayed job that can't be read, say. It must not end the worker, and then the next
+            # one that looks at it, and so on. Until somebody deletes it, the other delayed jobs of
+            # these queues wait, too.
             if str(error) != self.last_error:
                 self.last_error = str(error)
                 redis_client.logger.exception("Delayed jobs can't be queued")
 
 
 # Absences.
+#
+# 1. A worker renews the lease of its job. When a lease is over, the worker that has the job
+#    looks dead, and another one fails the job.
+# 2. If Redis was away, or a laptop closed, for some minutes, all leases are over, and all
+#    workers look dead to each other.
+# 3. So after that comes a rest, in which each renews its lease, and none looks for dead
+#    workers. They take jobs as usual.
+#
+# When Redis is away, `PatientRetry` notes that. When the machine was asleep, or somebody has
+# set the clock forward, a worker finds, by the clock, that it was not active for a long time.
 
-# A gap in the clock that is longer than this is an absence. In seconds, as all that follow.
+# How many seconds that is at least.
 ABSENCE = 30
-# How long the rest after an absence is. To renew a lease, a worker may need five seconds until it
-# comes by, eleven more if its connection is silent and has to be given up, and some to connect
-# again.
+# How many seconds the rest takes. In that time, a worker can give up a connection that is silent
+# (see `dequeue_timeout`), connect again, and come to the next renewal (see
+# JOB_MONITORING_INTERVAL): 11 and 5 seconds, and some.
 REST_AFTER_ABSENCE = 20
 
 
 class Absences:
-    """Tells a worker whether there was an absence: nobody could renew leases, and all are over.
-
-    1. A worker renews the lease of its job. When a lease is over, the worker that has the job
-       looks dead, and another one fails the job.
-    2. If Redis was away, or a laptop closed, for some minutes, all leases are over, and all
-       workers look dead to each other.
-    3. So after that comes a rest, in which each renews its lease, and none looks for dead
-       workers. They take jobs as usual.
-
-    When Redis is away, `PatientRetry` notes that. When the machine was asleep, or somebody has
-    set the clock forward, the clock shows a gap since the worker was last active. (It shows one
-    after a suspension, too, and after a long job of a `PatientSimpleWorker`. Then the rest is not
-    needed, but does no harm.)
-    """
+    """What a worker knows about absences."""
 
     def __init__(self):
         # By `time.time()`, the clock that goes on while the machine is asleep. All other times in
         # this file are by `time.monotonic()`, which may stand still.
         self.last_active = time.time()
-        # A new worker does not know whether there was a gap. It begins as if there was.
+        # A new worker does not know whether there was an absence. It begins as if there was.
         self.last_gap = time.monotonic()
 
     def note_activity(self) -> None:
-        """Note that the worker is active now, and whether there was a gap before."""
+        """Note that the worker is active now, and whether it was not for a long time."""
         gap = time.time() - self.last_active
         if gap > ABSENCE:
             self.last_gap = time.monotonic()
@@ -233,7 +253,7 @@ class Absences:
         return time.monotonic() < last_absence + REST_AFTER_ABSENCE
 
 
-# The workers.
+# The workers. All of these are seconds.
 
 # How long one waits for a job, before it looks for other things to do.
 DEQUEUE_TIMEOUT = 1
@@ -257,28 +277,6 @@ STOP_INTERVAL = 0.1
 
 class Patient(BaseWorker):
     """What the two workers below add to RQ's: they wait for Redis, and stop between two jobs.
-
-    RQ's `work` is a loop that calls other methods. This is that loop, in short. The methods
-    with a * are overridden here, or in one of the two workers:
-
-        work *                                  until one of these raises `StopRequested`:
-            check_for_suspension *
-            run_maintenance_tasks *
-            dequeue_job_and_maintain_ttl *      waits for a job; before each second of that:
-                heartbeat *
-                run_maintenance_tasks *
-            execute_job *                       forks a work horse (a `SimpleWorker` does not)
-                perform_job *                   in the work horse
-                    handle_exception *          after an error of the job
-                monitor_work_horse *            meanwhile, in the worker
-                    wait_for_horse *            for JOB_MONITORING_INTERVAL at most, then
-                    heartbeat *                 and the lease of the job is renewed; and so on
-            heartbeat *
-
-        request_stop *                          at a first signal, in the middle of any of these
-            set_shutdown_requested_date *
-        request_force_stop *                    at a second signal
-        set_state *                             called by most of these: "idle", "busy" and so on
 
     This class stands before RQ's in `class PatientWorker(Patient, Worker)`. So in a
     `PatientWorker`, its methods come before those of `Worker`, and `super()` calls those. In a
@@ -395,8 +393,9 @@ class Patient(BaseWorker):
     def heartbeat(self, timeout=None, pipeline=None) -> None:
         """Give a sign of life of the worker, once a second at most. RQ gives three for each job.
 
-        In a pipeline, which sends several commands at once, RQ expects the answer to the
-        heartbeat at a fixed place. So in a pipeline, it is always sent.
+        `timeout` is the time in seconds for which Redis is to remember the worker. In a pipeline,
+        which sends several commands at once, RQ expects the answer to the heartbeat at a fixed
+        place. So in a pipeline, it is always sent.
         """
         self.absences.note_activity()
         if pipeline is None and time.monotonic() < self.next_heartbeat:
@@ -430,8 +429,8 @@ class Patient(BaseWorker):
         has just handed over would be lost. So the error is dropped here.
         """
         if os.getpid() != self.working_pid:
-            # This is a fork, such as a work horse that has no handlers of its own yet. It must
-            # go on.
+            # This is a fork, such as a work horse that has no handlers of its own yet. A Ctrl-C
+            # goes to all processes of a terminal, but the work horse must go on.
             return
         self.is_stopping = True
         # A daemon thread does not keep the process alive.
@@ -471,8 +470,8 @@ class Patient(BaseWorker):
         while time_left > 0:
             if self.work_is_over.wait(STOP_INTERVAL):
                 return
-            # A job in hand stops the clock, unless it is given up. After the job, the clock goes
-            # on from where it was.
+            # A job in hand stops the clock, and after the job, it goes on from where it was. If
+            # the job is given up, the worker may still wait for Redis on its way out.
             if self.has_given_up or not self.has_job_in_hand():
                 time_left -= STOP_INTERVAL
         # `sys.exit` would end this thread only. What is printed but not flushed is lost.
@@ -529,10 +528,9 @@ class PatientWorker(Patient, Worker):
         `HorseMonitorTimeoutException`, and RQ looks at the clock: if `now() - job.started_at` is
         a minute longer than the job may take, RQ kills the horse.
 
-        That would kill a healthy horse when the machine was asleep, or when Redis was away and
-        the horse has waited for it, as this worker has. In both cases the clock went on, but the
-        worker did not come by here. So here, the intervals are counted, and `started_at` is set
-        to so many intervals ago.
+        So it would kill a healthy horse after the machine was asleep. It would also kill one after
+        Redis was away: that may have waited for Redis all the time, as this worker has. To let
+        such times not count, `started_at` is set to as many intervals ago as there were.
         """
         try:
             return super().wait_for_horse()
@@ -549,7 +547,7 @@ class PatientSimpleWorker(Patient, SimpleWorker):
 
     Use it with `rq worker-pool`, as the README shows. During a job, it does not renew the lease.
     RQ makes that longer: the time that the job may take, and 60 seconds. After a job that took
-    longer than ABSENCE, the clock shows a gap; so this worker rests, as after an absence.
+    longer than ABSENCE, this worker rests, as it was not active. That does no harm.
     """
 
     is_performing = False

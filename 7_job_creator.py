@@ -66,11 +66,13 @@ def main() -> None:
 #    job, to delete or requeue it. So the follower waits for this before it calls the handler.
 # 4. A job that is killed does not write to the stream. But RQ records its end. So once a second,
 #    the follower asks RQ which jobs have ended.
-# 5. Jobs that come to a follower later may have events in a part of the stream that it has read
-#    already. So it goes back, and each listener remembers which events it has heard.
+# 5. If `follow` is called again, some events of the new jobs may be in a part of the stream that
+#    has been read already. So the follower goes back, and each listener remembers how far it has
+#    heard.
 
 logger = redis_client.logger
 JobEvent = processor_7.JobEvent
+# The status that RQ records. The members are strings: `JobStatus.STARTED == "started"`.
 JobStatus = rq.job.JobStatus
 
 # A function that is called with a job, the name of an event, and its detail.
@@ -93,13 +95,13 @@ def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
     called with a job, the name of an event and its detail: "progress" (percent), "complete"
     (what the job returned, through JSON), "failed attempt" or "failed" (the error). It hears
     of all events since the job was created. If a job was queued without `HOOKS`, it hears of
-    its end only.
+    the end up to a second later.
 
-    A job that has been requeued can't be followed again. The handler would hear of the first
-    end, which is still in the stream. If a handler forks, the child must not return from it.
+    A job that has been requeued can't be followed again: the handler would hear of the first
+    end, which is still in the stream.
 
-    However often this is called, each queue takes one thread and one connection. But if two queues
-    have the same name and different clients, each takes its own.
+    However often this is called, it takes one thread and one connection for each queue. (If two
+    clients are used for a queue, it is one for each client.)
     """
     with followers_lock:
         follower = follower_of(queue)
@@ -113,9 +115,9 @@ def wait_for_jobs() -> None:
     Ends the script with status 1 if there was an error in a handler or while following.
     A handler can't call this, as its own follower would wait for itself.
     """
-    # A follower leaves the set when it ends. Meanwhile, a handler may have called `follow`, which
-    # may have started another. So look again until there is none.
+    # A handler may call `follow`, and so start another follower. So look until there is none.
     while followers:
+        # A copy, because each leaves the set when it ends.
         for follower in followers.copy():
             follower.join()
     if Follower.has_failed:
@@ -133,8 +135,8 @@ def follower_of(queue: rq.Queue) -> "Follower":
         if follower.queue == queue and follower.connection is queue.connection:
             return follower
     follower = Follower(queue)
-    # It begins to run at once, and has no jobs yet. But it can't end before the caller gives it
-    # some, and releases the lock.
+    # It has no jobs yet, but it can't end for that: `leave_if_done` waits for the lock, until the
+    # caller has given it some.
     follower.start()
     followers.add(follower)
     return follower
@@ -146,15 +148,12 @@ class Listener:
     def __init__(self, job: rq.job.Job, handler: Handler):
         self.job = job
         self.handler = handler
-        # The position of the last event with which the handler was called.
+        # The position of the last event that it has heard.
         self.position: Position = (0, 0)
 
 
 # The events after which nothing more happens to a job.
 ENDS = ("complete", "failed")
-# A position that is later than those of all entries. An end that is not in the stream has it, so
-# that no listener has heard of it.
-AFTER_ALL: Position = (2**63, 0)
 
 # How often RQ is asked, in seconds, which jobs have ended, in case an event is missing.
 CHECK_INTERVAL = 1
@@ -166,9 +165,22 @@ READ_PAUSE = 0.002
 # How many seconds RQ may take to record an end, after its event has been read.
 RECORD_TIMEOUT = 1
 
-# Held while a handler is called: one at a time, as in JavaScript. (A `Lock` would do, but for
-# handlers that fork. The end of this file is about these.)
+# Held while a handler is called: one at a time, as in JavaScript. (Why an `RLock`: see the end.)
 handler_lock = threading.RLock()
+
+
+def is_script_running() -> bool:
+    """Return whether a thread runs that keeps the script alive.
+
+    Followers don't count, or two of them would keep each other alive.
+    """
+    # At the end of a script, Python marks the main thread as ended, and then waits for the others.
+    if threading.main_thread().is_alive():
+        return True
+    for thread in threading.enumerate():
+        if thread.is_alive() and not thread.daemon and not isinstance(thread, Follower):
+            return True
+    return False
 
 
 class Follower(threading.Thread):
@@ -189,7 +201,7 @@ class Follower(threading.Thread):
 
     def __init__(self, queue: rq.Queue):
         # A daemon thread would be stopped at the end of the script, perhaps in the middle of a
-        # line. For this one, Python waits; so `run` has to see when only followers are left.
+        # line. For this one, Python waits. So it asks `is_script_running`, and ends itself.
         super().__init__(daemon=False)
         self.queue = queue
         self.connection = queue.connection
@@ -399,23 +411,21 @@ class Follower(threading.Thread):
         job_ids = list(self.listeners)
         begin = time.monotonic()
         statuses = self.statuses_of(job_ids)
-        # To ask for thousands of jobs takes a while. Spend no more than a tenth of the time on it.
+        # To ask about thousands of jobs takes a while. If it was 0.3 s, wait for 3 s until the next.
         pause = max(CHECK_INTERVAL, 10 * (time.monotonic() - begin))
         self.next_check = time.monotonic() + pause
         while self.handle_news():
             pass
+        # `handle_event` skips what a listener has heard. This is later than any position.
+        after_all = (2**63, 0)
         for job_id, status in zip(job_ids, statuses):
             if job_id in self.listeners and has_ended(status):
                 # Any of its listeners knows the job.
                 job = self.listeners[job_id][0].job
-                self.handle_event(end_of(job, status), AFTER_ALL)
+                self.handle_event(end_of(job, status), after_all)
 
     def statuses_of(self, job_ids: list[str]) -> list[str | None]:
-        """Return the statuses of jobs in RQ, in one round trip. None is for a job that is gone.
-
-        They are strings. They can be compared with RQ's `JobStatus`, whose members are strings,
-        too: `JobStatus.STARTED == "started"`.
-        """
+        """Return the statuses of jobs in RQ, in one round trip. None is for a job that is gone."""
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
                 pipe.hget(rq.job.Job.key_for(job_id), "status")
@@ -433,20 +443,6 @@ def position_of(entry_id: bytes) -> Position:
     """Return the position of an entry of the stream. Its id is like b"1700000000000-0"."""
     milliseconds, _, number = entry_id.decode().partition("-")
     return int(milliseconds), int(number)
-
-
-def is_script_running() -> bool:
-    """Return whether a thread runs that keeps the script alive.
-
-    Followers don't count, or two of them would keep each other alive.
-    """
-    # At the end of a script, Python marks the main thread as ended, and then waits for the others.
-    if threading.main_thread().is_alive():
-        return True
-    for thread in threading.enumerate():
-        if thread.is_alive() and not thread.daemon and not isinstance(thread, Follower):
-            return True
-    return False
 
 
 def has_ended(status: str | None) -> bool:
@@ -507,10 +503,12 @@ def error_in(text: str | None) -> str:
 # the output. So:
 #
 # 1. Before a fork, take both locks. That waits until no handler runs.
-# 2. After it, the parent releases them, and the child makes new ones.
+# 2. After it, the parent releases them.
+# 3. The child makes new ones. To release `handler_lock` is not enough if a handler has forked.
+#    Its thread has the lock twice then (only an `RLock` allows that), and does not return to
+#    where it took it first.
 #
-# A handler may fork, too. It has `handler_lock` already, and takes it a second time. An `RLock`
-# allows that to the same thread.
+# (If the child did return from the handler, it would follow the same jobs as the parent.)
 
 
 def before_fork() -> None:
