@@ -31,7 +31,7 @@ QUEUE = "push_notification_code"
 def send_notification(phone_number: str, message: str) -> None:
     """Send `message` to `phone_number`. Twin of `sendNotification`."""
     line = f"Sending notification to {phone_number}, with message: {message}"
-    # `rq worker` may run this function, too, and ends its process without flushing the output.
+    # Flush: `rq worker` may run this function, too, in a process that does not do so at its end.
     print(line, flush=True)
 
 
@@ -46,34 +46,27 @@ def main() -> None:
 # workers that also wait while Redis is away, lose no job when they are stopped, and queue
 # delayed jobs.
 #
-# RQ's `work` is a loop that calls other methods. This is that loop, in short. What has a * is
-# overridden by one of the classes at the end of this file.
+# RQ's `work` is a loop that calls other methods. This is that loop, in short. The classes at the
+# end of this file override all of these methods.
 #
-#     work *                                  until one of these raises `StopRequested`:
-#         check_for_suspension *              waits while `rq suspend` is in force
-#         run_maintenance_tasks *             looks for dead workers
-#         dequeue_job_and_maintain_ttl *      waits for a job; before each second of that:
-#             heartbeat *
-#             run_maintenance_tasks *
-#         execute_job *                       forks a work horse
-#             perform_job *                   in the work horse (a `SimpleWorker` has none)
-#                 handle_exception *          after an error of the job
-#             monitor_work_horse *            meanwhile, in the worker, again and again:
-#                 wait_for_horse *            for JOB_MONITORING_INTERVAL seconds at most
-#                 heartbeat *                 and renews the lease of the job
-#         heartbeat *
+#     work                                    until one of these raises `StopRequested`:
+#         check_for_suspension                waits while `rq suspend` is in force
+#         run_maintenance_tasks               looks for dead workers
+#         dequeue_job_and_maintain_ttl        waits for a job; before each second of that:
+#             heartbeat
+#             run_maintenance_tasks
+#         execute_job                         forks a work horse
+#             perform_job                     in the work horse (a `SimpleWorker` has none)
+#                 handle_exception            after an error of the job
+#             monitor_work_horse              meanwhile, in the worker, again and again:
+#                 wait_for_horse              for JOB_MONITORING_INTERVAL seconds at most
+#                 heartbeat                   (RQ also renews the lease of the job)
+#         heartbeat
 #
-#     request_stop *                          at a first signal, in the middle of any of these
-#         set_shutdown_requested_date *
-#     request_force_stop *                    at a second signal
-#     set_state *                             called by most of these: "idle", "busy" and so on
-
-
-class NotificationError(Exception):
-    """A notification that must not be sent: its job fails, without a traceback in the log.
-
-    Task 9 raises it. It is defined here because `handle_exception` below knows it.
-    """
+#     request_stop                            at a first signal, in the middle of any of these
+#         set_shutdown_requested_date
+#     request_force_stop                      at a second signal
+#     set_state                               called by most of these: "idle", "busy" and so on
 
 
 # Waiting for Redis.
@@ -115,13 +108,13 @@ class PatientRetry(Retry):
     ):
         """Call `do`, which sends a command, until Redis has answered. redis-py calls this.
 
-        After a failure, `fail` closes the connection, so that the next `do` opens another.
+        After a failure, `fail` closes the connection, so that the next `do` opens another. If the
+        connection was watching keys for a transaction, `fail` also raises `WatchError`, which
+        leaves this method. To RQ, that means that a key has changed, and it begins the
+        transaction again, at once.
 
-        redis-py's own method calls `fail`, and then waits. But `fail` may raise an error, which
-        leaves this method: if the connection was watching keys for a transaction, it raises
-        `WatchError`. To RQ, that means that a key has changed, and it begins the transaction
-        again, at once. So here, the wait comes before `fail`. Otherwise RQ would not wait at all,
-        and try thousands of times a second.
+        redis-py's own method waits after `fail`. So with watched keys, it would not come to its
+        wait, and RQ would try thousands of times a second. This method waits before `fail`.
         """
         failures = 0
         while True:
@@ -151,7 +144,8 @@ class PatientRetry(Retry):
 
 # Delayed jobs.
 
-# Seconds that a look for delayed jobs waits for an answer of Redis.
+# How many seconds Redis may take for an answer about delayed jobs. It is less than elsewhere, as
+# meanwhile the worker does nothing else.
 LOOK_TIMEOUT = 2
 
 
@@ -175,8 +169,8 @@ class DueJobs(RQScheduler):
         settings = self.connection.get_connection_kwargs()
         settings["socket_timeout"] = LOOK_TIMEOUT
         # It sends each command only once. If the answer to a transaction was lost, and the
-        # transaction was sent again, its jobs would be queued twice. (A worker does send again what
-        # records the end of a job. To record an end twice does no harm.)
+        # transaction was sent again, its jobs would be queued twice. (The worker itself does send
+        # the end of a job again. To record an end twice does no harm.)
         self.connection.set_retry(Retry(NoBackoff(), retries=0))
         # The text of the last unforeseen error, so that it is not logged each second.
         self.last_error = ""
@@ -185,9 +179,11 @@ class DueJobs(RQScheduler):
         """Queue the jobs that are due, except in queues that another worker has locked.
 
         One worker at a time looks at the delayed jobs of a queue, the one that has its lock. If
-        Redis is away or full, these jobs wait for the next look. After an error, this worker keeps its
-        locks; the next `acquire_locks` renews them. If it does not come back within a minute,
-        they expire, and others can take them.
+        Redis is away or full, these jobs wait for the next look.
+
+        After an error, this worker keeps its locks, as Redis may be away, and can't be told. The
+        next `acquire_locks` renews them. If there is none within a minute, they expire, and
+        other workers can take them.
         """
         try:
             self.acquire_locks()
@@ -202,9 +198,9 @@ class DueJobs(RQScheduler):
         except redis_client.AWAY:
             return
         except Exception as error:
-            # A delayed job that can't be read, say. It must not end the worker, and then the next
-            # one that looks at it, and so on. Until somebody deletes it, the other delayed jobs of
-            # these queues wait, too.
+            # A delayed job that can't be read, say. If it ended this worker, it would end the
+            # others, too, one after the other. Until somebody deletes it, the other delayed jobs
+            # of these queues wait.
             if str(error) != self.last_error:
                 self.last_error = str(error)
                 redis_client.logger.exception("Delayed jobs can't be queued")
@@ -222,11 +218,10 @@ class DueJobs(RQScheduler):
 # When Redis is away, `PatientRetry` notes that. When the machine was asleep, or somebody has
 # set the clock forward, a worker finds, by the clock, that it was not active for a long time.
 
-# How many seconds that is at least.
+# An absence is at least so many seconds long.
 ABSENCE = 30
-# How many seconds the rest takes. In that time, a worker can give up a connection that is silent
-# (see `dequeue_timeout`), connect again, and come to the next renewal (see
-# JOB_MONITORING_INTERVAL): 11 and 5 seconds, and some.
+# The rest takes so many seconds: a worker may need 11 to give up a silent connection, and 5 until
+# it renews a lease; 4 are to spare.
 REST_AFTER_ABSENCE = 20
 
 
@@ -234,14 +229,17 @@ class Absences:
     """What a worker knows about absences."""
 
     def __init__(self):
-        # By `time.time()`, the clock that goes on while the machine is asleep. All other times in
-        # this file are by `time.monotonic()`, which may stand still.
+        # By `time.time()`, which goes on while the machine is asleep. `time.monotonic()`, which is
+        # better for intervals, may stand still.
         self.last_active = time.time()
         # A new worker does not know whether there was an absence. It begins as if there was.
         self.last_gap = time.monotonic()
 
     def note_activity(self) -> None:
-        """Note that the worker is active now, and whether it was not for a long time."""
+        """Note that the worker is active now, and whether it was not for a long time.
+
+        `heartbeat` calls this, which RQ calls all the time.
+        """
         gap = time.time() - self.last_active
         if gap > ABSENCE:
             self.last_gap = time.monotonic()
@@ -251,6 +249,13 @@ class Absences:
         """Return whether the rest after an absence is not over."""
         last_absence = max(self.last_gap, PatientRetry.last_failure)
         return time.monotonic() < last_absence + REST_AFTER_ABSENCE
+
+
+class NotificationError(Exception):
+    """A notification that must not be sent: its job fails, without a traceback in the log.
+
+    Task 9 raises it. It is defined here because `handle_exception` below knows it.
+    """
 
 
 # The workers. All of these are seconds.
@@ -342,7 +347,7 @@ class Patient(BaseWorker):
     # Between two jobs.
 
     def check_for_suspension(self, burst: bool) -> None:
-        """Wait while `rq suspend` is in force. RQ's own method would not notice a stop."""
+        """Wait while `rq suspend` is in force, or until a stop, which RQ's own method ignores."""
         while is_suspended(self.connection, self) and not self.is_stopping:
             if burst:
                 # A burst does not wait for jobs that it may not take.
@@ -360,9 +365,11 @@ class Patient(BaseWorker):
         return DEQUEUE_TIMEOUT
 
     def dequeue_job_and_maintain_ttl(self, timeout, max_idle_time=None):
-        """Wait for a job, for as long as it takes, and return it.
+        """Return a job. Wait for it for as long as it takes.
 
-        RQ's own method does so. If it returns None, no job is left to wait for, and `work` ends.
+        RQ's own method does so, for `timeout` seconds again and again. It returns None only with
+        `burst`, if the queue is empty, and with `max_idle_time`, if that is over. Then `work`
+        ends.
         """
         result = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
         if result is None:
@@ -393,9 +400,10 @@ class Patient(BaseWorker):
     def heartbeat(self, timeout=None, pipeline=None) -> None:
         """Give a sign of life of the worker, once a second at most. RQ gives three for each job.
 
-        `timeout` is the time in seconds for which Redis is to remember the worker. In a pipeline,
-        which sends several commands at once, RQ expects the answer to the heartbeat at a fixed
-        place. So in a pipeline, it is always sent.
+        In a pipeline, which sends several commands at once, it is always given: RQ expects the
+        answer to it at a fixed place. `timeout` is for how many seconds Redis is to remember the
+        worker. RQ sets it in a pipeline, or some seconds after the last heartbeat, so that it is
+        never dropped here.
         """
         self.absences.note_activity()
         if pipeline is None and time.monotonic() < self.next_heartbeat:
@@ -406,8 +414,8 @@ class Patient(BaseWorker):
     def set_state(self, state: str, pipeline=None) -> None:
         """Write the state to Redis if it has changed. RQ writes "idle" twice after each job.
 
-        (`get_state` asks the worker, not Redis.) Unlike a heartbeat, this may be left out of a
-        pipeline: RQ does not read the answers of the pipelines in which it sets the state.
+        `get_state` does not ask Redis. Unlike a heartbeat, this may be left out of a pipeline: RQ
+        does not read the answers of the pipelines in which it sets the state.
         """
         if state != self.get_state():
             super().set_state(state, pipeline)
@@ -498,8 +506,8 @@ class Patient(BaseWorker):
         if issubclass(error_class, NotificationError):
             return
         if self.has_given_up:
-            # In a `PatientSimpleWorker`, RQ takes the `SystemExit` of `request_force_stop` for an
-            # error of the job.
+            # This is the `SystemExit` that `request_force_stop` has raised inside the job of a
+            # `PatientSimpleWorker`. RQ takes it for an error of the job.
             return
         super().handle_exception(job, *exc_info)
 
@@ -524,13 +532,13 @@ class PatientWorker(Patient, Worker):
     def wait_for_horse(self):
         """Wait until the work horse ends, or for JOB_MONITORING_INTERVAL seconds.
 
-        RQ calls this again and again. After each interval, it raises
-        `HorseMonitorTimeoutException`, and RQ looks at the clock: if `now() - job.started_at` is
-        a minute longer than the job may take, RQ kills the horse.
+        RQ calls this again and again. After each interval, it computes `now() - job.started_at`.
+        If that is a minute longer than the job may take, it kills the horse.
 
-        So it would kill a healthy horse after the machine was asleep. It would also kill one after
-        Redis was away: that may have waited for Redis all the time, as this worker has. To let
-        such times not count, `started_at` is set to as many intervals ago as there were.
+        That is wrong after the machine was asleep for an hour, as the horse has not worked for
+        that hour. It is also wrong after Redis was away for an hour: the horse may have waited
+        for it, as this worker has. So count the intervals, and set `started_at` so that RQ
+        computes their sum. The hour is a part of one interval, and counts for 5 seconds.
         """
         try:
             return super().wait_for_horse()
@@ -547,7 +555,8 @@ class PatientSimpleWorker(Patient, SimpleWorker):
 
     Use it with `rq worker-pool`, as the README shows. During a job, it does not renew the lease.
     RQ makes that longer: the time that the job may take, and 60 seconds. After a job that took
-    longer than ABSENCE, this worker rests, as it was not active. That does no harm.
+    longer than ABSENCE, it looks for no dead workers for a while, as if there had been an
+    absence. That does no harm.
     """
 
     is_performing = False

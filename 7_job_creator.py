@@ -32,7 +32,7 @@ def queue_jobs(jobs: list[dict], queue: rq.Queue) -> list[rq.job.Job]:
     prepared = []
     for entry, job_id in zip(jobs, creator_6.new_job_ids(queue.connection, len(jobs))):
         arguments = (entry["phoneNumber"], entry["message"])
-        options = {"job_id": job_id, **processor_7.HOOKS}  # HOOKS write how it ends
+        options = {"job_id": job_id, **processor_7.HOOKS}  # HOOKS report how it ends
         data = queue.prepare_data(processor_7.send_notification, arguments, **options)
         prepared.append(data)
     queued = queue.enqueue_many(prepared)  # in one transaction
@@ -100,8 +100,7 @@ def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
     A job that has been requeued can't be followed again: the handler would hear of the first
     end, which is still in the stream.
 
-    However often this is called, it takes one thread and one connection for each queue. (If two
-    clients are used for a queue, it is one for each client.)
+    However often this is called, it takes one thread and one connection for each queue.
     """
     with followers_lock:
         follower = follower_of(queue)
@@ -135,8 +134,8 @@ def follower_of(queue: rq.Queue) -> "Follower":
         if follower.queue == queue and follower.connection is queue.connection:
             return follower
     follower = Follower(queue)
-    # It has no jobs yet, but it can't end for that: `leave_if_done` waits for the lock, until the
-    # caller has given it some.
+    # It begins to run, and has no jobs yet. But it can't end for that before the caller has given
+    # it some: to end, it needs the lock, too.
     follower.start()
     followers.add(follower)
     return follower
@@ -165,19 +164,21 @@ READ_PAUSE = 0.002
 # How many seconds RQ may take to record an end, after its event has been read.
 RECORD_TIMEOUT = 1
 
-# Held while a handler is called: one at a time, as in JavaScript. (Why an `RLock`: see the end.)
+# Held while a handler is called: one at a time, as in JavaScript. A thread can take an `RLock` a
+# second time. That is needed because a handler may fork, and `before_fork` takes both locks.
 handler_lock = threading.RLock()
 
 
 def is_script_running() -> bool:
     """Return whether a thread runs that keeps the script alive.
 
+    At the end of a script, Python waits for its threads. A follower asks this, so as to end then.
     Followers don't count, or two of them would keep each other alive.
     """
-    # At the end of a script, Python marks the main thread as ended, and then waits for the others.
     if threading.main_thread().is_alive():
         return True
     for thread in threading.enumerate():
+        # (The main thread is still on this list, so ask `is_alive`.)
         if thread.is_alive() and not thread.daemon and not isinstance(thread, Follower):
             return True
     return False
@@ -188,9 +189,12 @@ class Follower(threading.Thread):
 
     In each turn, it
 
-    1. begins to follow the jobs with which `follow` was called,
-    2. asks RQ, once a second, which jobs have ended,
-    3. waits for events in the stream, and calls the handlers.
+    1. begins to follow the jobs with which `follow` was called: `admit_newcomers`,
+    2. asks RQ, once a second, which jobs have ended: `handle_lost_ends`,
+    3. waits for events in the stream, and calls the handlers: `handle_news`, which calls
+       `read_entries`, `handle_entries`, and, for each event, `handle_event`.
+
+    (If Redis does not allow it to read the stream, 1 and 2 still work.)
 
     It ends when there is no job left to follow, or when the script ends. A script that wants
     to hear of all ends calls `wait_for_jobs`.
@@ -201,7 +205,7 @@ class Follower(threading.Thread):
 
     def __init__(self, queue: rq.Queue):
         # A daemon thread would be stopped at the end of the script, perhaps in the middle of a
-        # line. For this one, Python waits. So it asks `is_script_running`, and ends itself.
+        # line. This one is not: it asks `is_script_running`, and ends itself.
         super().__init__(daemon=False)
         self.queue = queue
         self.connection = queue.connection
@@ -249,7 +253,7 @@ class Follower(threading.Thread):
                 followers.remove(self)
 
     def take_turn(self) -> None:
-        """Admit newcomers, handle lost ends once a second, and handle news."""
+        """Take the three steps once."""
         try:
             self.admit_newcomers()
             if time.monotonic() > self.next_check:
@@ -258,7 +262,6 @@ class Follower(threading.Thread):
             self.handle_news(wait=CHECK_INTERVAL / 2)
             time.sleep(READ_PAUSE)
         except redis_client.REFUSED as error:
-            # (If Redis refuses to read the stream, the turn goes on: see `read`.)
             self.report_refusal(error)
             time.sleep(1)
         except redis_client.AWAY:
@@ -276,8 +279,8 @@ class Follower(threading.Thread):
         Some of their events may have been read already. So go back in the stream, to where the
         jobs were created. `handle_event` calls no handler twice for the same event.
         """
-        # They stay on the list until Redis has answered. If it is away, the next turn tries again.
-        # Nobody else removes any.
+        # While Redis is asked, below, the lock is free, and the newcomers stay on the list. If Redis
+        # is away, the next turn tries again.
         with followers_lock:
             newcomers = self.newcomers.copy()
         if not newcomers:
@@ -311,7 +314,7 @@ class Follower(threading.Thread):
 
     def handle_news(self, wait: float = 0) -> bool:
         """Read the next entries, and handle them. Return whether there may be more."""
-        entries = self.read(wait)
+        entries = self.read_entries(wait)
         if not entries:
             return False
         self.handle_entries(entries)
@@ -320,7 +323,7 @@ class Follower(threading.Thread):
         self.position = position_of(last_id)
         return len(entries) == ENTRIES_AT_ONCE
 
-    def read(self, wait: float = 0) -> list[tuple[bytes, dict]]:
+    def read_entries(self, wait: float = 0) -> list[tuple[bytes, dict]]:
         """Return the next entries of the stream. Wait for some, up to `wait` seconds.
 
         If Redis refuses to read it, there are none. RQ still knows which jobs have ended.
@@ -374,7 +377,10 @@ class Follower(threading.Thread):
             self.handle_event(event, position)
 
     def wait_for_records(self, job_ids: list[str]) -> None:
-        """Wait until RQ has recorded that the jobs have ended, for RECORD_TIMEOUT at most."""
+        """Wait until RQ has recorded that the jobs have ended, for RECORD_TIMEOUT at most.
+
+        If a worker is killed at just this moment, it never records that.
+        """
         end = time.monotonic() + RECORD_TIMEOUT
         while JobStatus.STARTED in self.statuses_of(job_ids):
             if time.monotonic() > end:
@@ -440,7 +446,7 @@ class Follower(threading.Thread):
 
 
 def position_of(entry_id: bytes) -> Position:
-    """Return the position of an entry of the stream. Its id is like b"1700000000000-0"."""
+    """Return the position of an entry of the stream."""
     milliseconds, _, number = entry_id.decode().partition("-")
     return int(milliseconds), int(number)
 
@@ -504,11 +510,12 @@ def error_in(text: str | None) -> str:
 #
 # 1. Before a fork, take both locks. That waits until no handler runs.
 # 2. After it, the parent releases them.
-# 3. The child makes new ones. To release `handler_lock` is not enough if a handler has forked.
-#    Its thread has the lock twice then (only an `RLock` allows that), and does not return to
-#    where it took it first.
+# 3. The child makes new ones.
 #
-# (If the child did return from the handler, it would follow the same jobs as the parent.)
+# If it is a handler that forks, the child goes on within that handler. A child that is made by
+# `multiprocessing` does what it was made for, and exits; after a bare `os.fork`, do so yourself.
+# It never leaves the handler, and so never leaves the `with` that has taken `handler_lock`. That
+# is why it needs a new one.
 
 
 def before_fork() -> None:
