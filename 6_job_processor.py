@@ -76,15 +76,17 @@ RETRY_INTERVAL = 0.5
 
 
 def is_full(error: Exception) -> bool:
-    """Return whether Redis has refused a command because it is full.
+    """Return whether Redis has refused a command because its memory or its disk is full.
 
-    redis-py usually raises `OutOfMemoryError` then. It raises other errors at the end of a
-    transaction, and, before Redis 7, for a Lua script; RQ uses both. The text of these errors
-    contains the answer of Redis: "OOM command not allowed", where OOM is for "out of memory".
+    The answer of Redis then begins with "OOM", out of memory, or with "MISCONF", when it can't
+    write its snapshot to the disk. redis-py usually makes an `OutOfMemoryError` of the first,
+    without that word. All other errors contain the answer: those for a full disk, and those at
+    the end of a transaction or, before Redis 7, for a Lua script; RQ uses both.
     """
     if isinstance(error, redis.OutOfMemoryError):
         return True
-    return "OOM command not allowed" in str(error)
+    text = str(error)
+    return "OOM command not allowed" in text or "MISCONF" in text
 
 
 class PatientRetry(Retry):
@@ -170,7 +172,8 @@ class DueJobs(RQScheduler):
         settings["socket_timeout"] = LOOK_TIMEOUT
         # It sends each command only once. If the answer to a transaction was lost, and the
         # transaction was sent again, its jobs would be queued twice. (The worker itself does send
-        # the end of a job again. To record an end twice does no harm.)
+        # the end of a job again, or a job that has run would be failed. There, the same can
+        # happen to a job that has an error and a `Retry`.)
         self.connection.set_retry(Retry(NoBackoff(), retries=0))
         # The text of the last unforeseen error, so that it is not logged each second.
         self.last_error = ""
@@ -313,6 +316,7 @@ class Patient(BaseWorker):
         self.has_given_up = False
         # A flag on which a thread can wait: set when `work` has ended.
         self.work_is_over = threading.Event()
+        self.stop_time_left = STOP_TIMEOUT
         self.absences = Absences()
         # When each of these is due.
         self.next_heartbeat = 0.0
@@ -347,7 +351,10 @@ class Patient(BaseWorker):
     # Between two jobs.
 
     def check_for_suspension(self, burst: bool) -> None:
-        """Wait while `rq suspend` is in force, or until a stop, which RQ's own method ignores."""
+        """Wait while `rq suspend` is in force, or until a stop.
+
+        RQ's own method waits for an error of RQ's own `request_stop`. Here, that raises none.
+        """
         while is_suspended(self.connection, self) and not self.is_stopping:
             if burst:
                 # A burst does not wait for jobs that it may not take.
@@ -474,14 +481,13 @@ class Patient(BaseWorker):
 
         This runs in a thread of its own, as the main thread may be waiting for Redis.
         """
-        time_left = STOP_TIMEOUT
-        while time_left > 0:
+        while self.stop_time_left > 0:
             if self.work_is_over.wait(STOP_INTERVAL):
                 return
             # A job in hand stops the clock, and after the job, it goes on from where it was. If
             # the job is given up, the worker may still wait for Redis on its way out.
             if self.has_given_up or not self.has_job_in_hand():
-                time_left -= STOP_INTERVAL
+                self.stop_time_left -= STOP_INTERVAL
         # `sys.exit` would end this thread only. What is printed but not flushed is lost.
         os._exit(0)
 
@@ -493,6 +499,8 @@ class Patient(BaseWorker):
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run a job, and count it."""
+        # If it comes just after a signal, give it time to start.
+        self.stop_time_left = STOP_TIMEOUT
         super().execute_job(job, queue)
         self.jobs_done += 1
 
@@ -553,10 +561,10 @@ class PatientWorker(Patient, Worker):
 class PatientSimpleWorker(Patient, SimpleWorker):
     """Runs jobs in its own process. That is faster, but a job that crashes ends the worker.
 
-    Use it with `rq worker-pool`, as the README shows. During a job, it does not renew the lease.
-    RQ makes that longer: the time that the job may take, and 60 seconds. After a job that took
-    longer than ABSENCE, it looks for no dead workers for a while, as if there had been an
-    absence. That does no harm.
+    It is for short jobs. Use it with `rq worker-pool`, as the README shows. It does not renew the
+    lease during a job: RQ makes that longer, the time that the job may take, and 60 seconds. (If
+    that is without a limit, it is 7 minutes.) After a job that took longer than ABSENCE, it looks
+    for no dead workers for a while, as if there had been an absence. That does no harm.
     """
 
     is_performing = False

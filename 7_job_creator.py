@@ -158,9 +158,9 @@ ENDS = ("complete", "failed")
 CHECK_INTERVAL = 1
 # How many events are read at once, at most.
 ENTRIES_AT_ONCE = 1000
-# The pause between two reads, in seconds. Under load, several events come in that time and are
-# read at once, which costs less.
-READ_PAUSE = 0.002
+# The pause, in seconds, before the stream is read again, or RQ is asked again. Under load, several
+# events come in that time and are read at once, which costs less.
+PAUSE = 0.002
 # How many seconds RQ may take to record an end, after its event has been read.
 RECORD_TIMEOUT = 1
 
@@ -260,7 +260,7 @@ class Follower(threading.Thread):
                 self.handle_lost_ends()
             # This does not wait for long. When the script ends, Python waits for this thread.
             self.handle_news(wait=CHECK_INTERVAL / 2)
-            time.sleep(READ_PAUSE)
+            time.sleep(PAUSE)
         except redis_client.REFUSED as error:
             self.report_refusal(error)
             time.sleep(1)
@@ -385,7 +385,7 @@ class Follower(threading.Thread):
         while JobStatus.STARTED in self.statuses_of(job_ids):
             if time.monotonic() > end:
                 return
-            time.sleep(READ_PAUSE)
+            time.sleep(PAUSE)
 
     def handle_event(self, event: JobEvent, position: Position) -> None:
         """Call the handlers of a job, if they have not been called for this position yet.
@@ -482,6 +482,7 @@ def result_of(job: rq.job.Job) -> rq.results.Result | None:
         raise
     except Exception:
         # What a job returns is pickled. This program may lack the class of it.
+        Follower.has_failed = True
         logger.exception("The result of job %s can't be read", job.id)
         return None
 
@@ -491,15 +492,19 @@ def error_in(text: str | None) -> str:
 
     The text is the traceback of an error, or is about a killed work horse.
     """
+    lines = []
     # The text that RQ writes for a killed work horse ends with "; ".
-    lines = (text or "").strip("; \n").splitlines()
-    if not lines:
-        return ""
-    last_line = lines[-1]
-    # The last line of a traceback is "module.Class: message". A class has no space in it.
-    name, _, message = last_line.partition(": ")
+    for line in (text or "").strip("; \n").splitlines():
+        if line.startswith(" "):
+            # A line of a traceback. The error comes after the last of these.
+            lines.clear()
+        else:
+            lines.append(line)
+    error = "\n".join(lines)
+    # In a traceback, it is like "module.Class: message". A class has no space in it.
+    name, _, message = error.partition(": ")
     if " " in name or not message:
-        return last_line
+        return error
     return message
 
 
@@ -519,15 +524,23 @@ def error_in(text: str | None) -> str:
 
 
 def before_fork() -> None:
-    """Take both locks."""
-    handler_lock.acquire()
+    """Take both locks.
+
+    For the handlers, wait for a second at most: a handler may take long, or may itself wait for
+    the thread that forks.
+    """
+    handler_lock.acquire(timeout=1)
     followers_lock.acquire()
 
 
 def after_fork_in_parent() -> None:
     """Release both locks."""
     followers_lock.release()
-    handler_lock.release()
+    try:
+        handler_lock.release()
+    except RuntimeError:
+        # This thread has not got that lock: it was too long.
+        pass
 
 
 def after_fork_in_child() -> None:

@@ -272,7 +272,10 @@ def fork(count):
 
 def fork_at_the_end(job, event, detail):
     if event == "complete":
-        fork(2)
+        fork(1)
+        forker = threading.Thread(target=fork, args=[1])
+        forker.start()
+        forker.join()
 
 create()
 queue = creator_6.create_queue("q")

@@ -42,10 +42,11 @@ scenario = scenarios.Scenarios()
 
 
 class Proxy:
-    """Forwards connections to a Redis, falls silent, is away, or loses an answer."""
+    """Forwards connections to a Redis, is slow, falls silent, is away, or loses an answer."""
 
     def __init__(self, port: int):
         self.port = port
+        self.delay = 0.0  # seconds by which each answer comes later
         self.silent: set[socket.socket] = set()
         self.away_from = b""  # the first command that is not forwarded, if any
         self.is_away = False
@@ -90,6 +91,8 @@ class Proxy:
                 if self.away_from and self.away_from in data:
                     self.close()
                     self.is_away = True
+                if self.delay and target.getsockname()[1] == self.own_port:
+                    time.sleep(self.delay)
                 if self.unanswered and self.unanswered in data:
                     self.unanswered = b""
                     self.silent.add(target)
@@ -264,6 +267,27 @@ def a_delayed_job_runs_once_though_the_answer_that_it_is_queued_gets_lost(
         pause(1)
         assert len(processor.lines) == 1
         assert processor.errors == []
+
+
+@scenario
+def a_job_that_comes_just_after_a_signal_is_run_though_redis_is_slow(
+    start, start_redis
+):
+    server = start_redis()
+    name = "6_job_processor.py"
+    with closing(Proxy(server.port)) as proxy:
+        [processor] = start_processors(start, server, name, url=proxy.url)
+        proxy.delay = 0.25
+
+        def waits(count):
+            return server.client.info("clients")["blocked_clients"] == count
+
+        wait_until(lambda: waits(0))
+        wait_until(lambda: waits(1))  # it has just begun to wait for a job
+        processor.stop(signal.SIGTERM)
+        [job] = queue_sleep(server, 0, QUEUES[name])
+        assert processor.end() == 0
+    assert status(server, job) == "finished"
 
 
 @scenario

@@ -492,10 +492,10 @@ def one_signal_ends_workers_whose_redis_does_not_answer(start, start_redis):
 # A Redis that is full, or that gives only the rights that RQ needs.
 
 
-def refused(server):
+def refused(server, error="OOM"):
     """Return how many commands Redis has refused as it is full."""
     errors = server.client.info("errorstats")
-    return errors.get("errorstat_OOM", {"count": 0})["count"]
+    return errors.get(f"errorstat_{error}", {"count": 0})["count"]
 
 
 @scenario
@@ -510,6 +510,24 @@ def a_processor_waits_until_a_full_redis_has_room(start, start_redis):
     server.client.config_set("maxmemory", 0)
     wait_for_status(server, [job], "finished")
     assert processor.errors == []
+
+
+@scenario
+def a_processor_waits_until_a_full_disk_has_room(start, start_redis):
+    server = start_redis()
+    server.require(6, 2)
+    processor = start_processor(start, server, "7_job_processor.py")
+    # Where the snapshot is to be, there is something else, so it can't be written.
+    in_the_way = server.folder / "dump.rdb"
+    in_the_way.mkdir()
+    server.client.bgsave()
+    wait_until(lambda: refused(server, "MISCONF") > 5)
+    in_the_way.rmdir()
+    server.client.bgsave()
+    wait_until(lambda: server.client.info()["rdb_last_bgsave_status"] == "ok")
+    [job] = queue_sleep(server, 0, QUEUES[processor.name])
+    wait_for_status(server, [job], "finished")
+    assert (processor.lines, processor.errors) == ([], [])
 
 
 FULL = "OOM command not allowed when used memory > 'maxmemory'"
@@ -528,6 +546,7 @@ FULL = "OOM command not allowed when used memory > 'maxmemory'"
             True,
         ),
         (redis.ResponseError(f"Error running script: -{FULL}"), True),
+        (redis.ResponseError("MISCONF Errors writing to the AOF file"), True),
         (redis.ResponseError("WRONGTYPE"), False),
         (
             redis.exceptions.ExecAbortError("Transaction discarded because of: NOPERM"),
