@@ -31,14 +31,14 @@ QUEUE = "push_notification_code"
 def send_notification(phone_number: str, message: str) -> None:
     """Send `message` to `phone_number`. Twin of `sendNotification`."""
     line = f"Sending notification to {phone_number}, with message: {message}"
-    # Flush: `rq worker` may run this function, too, in a process that does not do so at its end.
+    # `rq worker` may run this function, too. It does not flush the output at the end of a job.
     print(line, flush=True)
 
 
 def main() -> None:
     """Work on the queue until stopped. Twin of `queue.process`."""
     client = redis_client.create_client()
-    client.ping()  # without Redis, this ends the script; the worker would wait
+    client.ping()  # without Redis, end here: the worker would wait for it
     PatientWorker([QUEUE], connection=client).work()
 
 
@@ -66,7 +66,6 @@ def main() -> None:
 #     request_stop                            at a first signal, in the middle of any of these
 #         set_shutdown_requested_date
 #     request_force_stop                      at a second signal
-#     set_state                               called by most of these: "idle", "busy" and so on
 
 
 # Waiting for Redis.
@@ -78,10 +77,8 @@ RETRY_INTERVAL = 0.5
 def is_full(error: Exception) -> bool:
     """Return whether Redis has refused a command because its memory or its disk is full.
 
-    The answer of Redis then begins with "OOM", out of memory, or with "MISCONF", when it can't
-    write its snapshot to the disk. redis-py usually makes an `OutOfMemoryError` of the first,
-    without that word. All other errors contain the answer: those for a full disk, and those at
-    the end of a transaction or, before Redis 7, for a Lua script; RQ uses both.
+    Its answer then begins with "OOM", out of memory, or with "MISCONF", when it can't write its
+    snapshot. redis-py has a class for the first, but does not use it everywhere.
     """
     if isinstance(error, redis.OutOfMemoryError):
         return True
@@ -171,9 +168,7 @@ class DueJobs(RQScheduler):
         settings = self.connection.get_connection_kwargs()
         settings["socket_timeout"] = LOOK_TIMEOUT
         # It sends each command only once. If the answer to a transaction was lost, and the
-        # transaction was sent again, its jobs would be queued twice. (The worker itself does send
-        # the end of a job again, or a job that has run would be failed. There, the same can
-        # happen to a job that has an error and a `Retry`.)
+        # transaction was sent again, its jobs would be queued twice.
         self.connection.set_retry(Retry(NoBackoff(), retries=0))
         # The text of the last unforeseen error, so that it is not logged each second.
         self.last_error = ""
@@ -184,7 +179,7 @@ class DueJobs(RQScheduler):
         One worker at a time looks at the delayed jobs of a queue, the one that has its lock. If
         Redis is away or full, these jobs wait for the next look.
 
-        After an error, this worker keeps its locks, as Redis may be away, and can't be told. The
+        After an error, this worker keeps its locks: if Redis is away, it can't release them. The
         next `acquire_locks` renews them. If there is none within a minute, they expire, and
         other workers can take them.
         """
@@ -218,13 +213,14 @@ class DueJobs(RQScheduler):
 # 3. So after that comes a rest, in which each renews its lease, and none looks for dead
 #    workers. They take jobs as usual.
 #
-# When Redis is away, `PatientRetry` notes that. When the machine was asleep, or somebody has
-# set the clock forward, a worker finds, by the clock, that it was not active for a long time.
+# When Redis is away, even for a moment, `PatientRetry` notes that. When the machine was asleep, or
+# somebody has set the clock forward, a worker finds, by the clock, that it was not active for a
+# long time. A rest that was not needed does no harm.
 
-# An absence is at least so many seconds long.
+# How many seconds a long time is.
 ABSENCE = 30
-# The rest takes so many seconds: a worker may need 11 to give up a silent connection, and 5 until
-# it renews a lease; 4 are to spare.
+# How many seconds the rest takes. A worker may need 11 to give up a silent connection (see
+# `dequeue_timeout`), and 5 until it renews a lease (see JOB_MONITORING_INTERVAL); 4 are to spare.
 REST_AFTER_ABSENCE = 20
 
 
@@ -241,7 +237,7 @@ class Absences:
     def note_activity(self) -> None:
         """Note that the worker is active now, and whether it was not for a long time.
 
-        `heartbeat` calls this, which RQ calls all the time.
+        RQ calls `heartbeat` all the time, and that calls this.
         """
         gap = time.time() - self.last_active
         if gap > ABSENCE:
@@ -261,6 +257,21 @@ class NotificationError(Exception):
     """
 
 
+# Stops.
+#
+# 1. The first signal may come at any moment. RQ's own `request_stop` often raises an error there
+#    and then. Here, it notes the signal, and starts a thread for `enforce_stop`.
+# 2. A job in hand is finished. A second signal gives it up, by `request_force_stop`.
+# 3. Before the worker waits for another job, `run_maintenance_tasks` sees the note, and raises
+#    `StopRequested`, which ends `work`.
+# 4. If Redis is away, the worker does not come so far. `enforce_stop` ends the process.
+
+# How many seconds a stop may take, not counting those of a job in hand.
+STOP_TIMEOUT = 1.5
+# How many seconds pass between two looks at that.
+STOP_INTERVAL = 0.1
+
+
 # The workers. All of these are seconds.
 
 # How long one waits for a job, before it looks for other things to do.
@@ -277,10 +288,6 @@ WORKER_TTL = 15
 JOB_MONITORING_INTERVAL = 5
 # How often it looks for dead workers. They are those whose job has a lease that is over.
 MAINTENANCE_INTERVAL = 5
-# How long its stop may take, not counting the time for a job in hand.
-STOP_TIMEOUT = 1.5
-# How often it checks, while it stops, whether that time is over.
-STOP_INTERVAL = 0.1
 
 
 class Patient(BaseWorker):
@@ -297,7 +304,8 @@ class Patient(BaseWorker):
     def __init__(
         self, queues, name: str | None = None, *, connection: redis.Redis, **options
     ):
-        # First, as `super().__init__` sends commands.
+        # First, as `super().__init__` sends commands. (Transactions are sent again, too, if their
+        # answer is lost. At worst, a job that has an error and RQ's `Retry` is queued twice then.)
         connection.set_retry(PatientRetry())
         options["worker_ttl"] = WORKER_TTL
         options["job_monitoring_interval"] = JOB_MONITORING_INTERVAL
@@ -353,7 +361,7 @@ class Patient(BaseWorker):
     def check_for_suspension(self, burst: bool) -> None:
         """Wait while `rq suspend` is in force, or until a stop.
 
-        RQ's own method waits for an error of RQ's own `request_stop`. Here, that raises none.
+        RQ's own method relies on `request_stop` to raise an error.
         """
         while is_suspended(self.connection, self) and not self.is_stopping:
             if burst:
@@ -365,7 +373,7 @@ class Patient(BaseWorker):
 
     @property
     def dequeue_timeout(self) -> int:
-        """How long RQ waits for a job, in seconds.
+        """How long RQ waits for a job, in seconds: the `timeout` of the next method.
 
         RQ gives up a connection that is silent for 10 seconds more than this, so for 11.
         """
@@ -408,9 +416,7 @@ class Patient(BaseWorker):
         """Give a sign of life of the worker, once a second at most. RQ gives three for each job.
 
         In a pipeline, which sends several commands at once, it is always given: RQ expects the
-        answer to it at a fixed place. `timeout` is for how many seconds Redis is to remember the
-        worker. RQ sets it in a pipeline, or some seconds after the last heartbeat, so that it is
-        never dropped here.
+        answer to it at a fixed place.
         """
         self.absences.note_activity()
         if pipeline is None and time.monotonic() < self.next_heartbeat:
@@ -418,23 +424,7 @@ class Patient(BaseWorker):
         super().heartbeat(timeout, pipeline)
         self.next_heartbeat = time.monotonic() + HEARTBEAT_INTERVAL
 
-    def set_state(self, state: str, pipeline=None) -> None:
-        """Write the state to Redis if it has changed. RQ writes "idle" twice after each job.
-
-        `get_state` does not ask Redis. Unlike a heartbeat, this may be left out of a pipeline: RQ
-        does not read the answers of the pipelines in which it sets the state.
-        """
-        if state != self.get_state():
-            super().set_state(state, pipeline)
-
-    # A stop:
-    #
-    # 1. The first signal may come at any moment. `request_stop` notes it, and starts a thread
-    #    for `enforce_stop`.
-    # 2. A job in hand is finished. A second signal gives it up, by `request_force_stop`.
-    # 3. Before the worker waits for another job, `run_maintenance_tasks` sees the note, and
-    #    `work` ends.
-    # 4. If Redis is away, the worker does not come so far. `enforce_stop` ends the process.
+    # A stop.
 
     def request_stop(self, signum, frame) -> None:
         """Note that the worker is to stop.
@@ -540,13 +530,14 @@ class PatientWorker(Patient, Worker):
     def wait_for_horse(self):
         """Wait until the work horse ends, or for JOB_MONITORING_INTERVAL seconds.
 
-        RQ calls this again and again. After each interval, it computes `now() - job.started_at`.
-        If that is a minute longer than the job may take, it kills the horse.
+        When the interval is over, this raises `HorseMonitorTimeoutException`. RQ catches it, renews
+        the lease, and calls this again. But first, it computes `now() - job.started_at`. If that
+        is a minute longer than the job may take, it kills the horse.
 
         That is wrong after the machine was asleep for an hour, as the horse has not worked for
         that hour. It is also wrong after Redis was away for an hour: the horse may have waited
         for it, as this worker has. So count the intervals, and set `started_at` so that RQ
-        computes their sum. The hour is a part of one interval, and counts for 5 seconds.
+        computes their sum. An hour's sleep is within one interval, and counts for 5 seconds.
         """
         try:
             return super().wait_for_horse()
@@ -562,9 +553,9 @@ class PatientSimpleWorker(Patient, SimpleWorker):
     """Runs jobs in its own process. That is faster, but a job that crashes ends the worker.
 
     It is for short jobs. Use it with `rq worker-pool`, as the README shows. It does not renew the
-    lease during a job: RQ makes that longer, the time that the job may take, and 60 seconds. (If
-    that is without a limit, it is 7 minutes.) After a job that took longer than ABSENCE, it looks
-    for no dead workers for a while, as if there had been an absence. That does no harm.
+    lease during a job; RQ makes that as long as the job may take, and a minute longer (or 7
+    minutes, if a job may take for ever). After a job that took longer than ABSENCE, it looks for
+    no dead workers for a while, as if there had been an absence. That does no harm.
     """
 
     is_performing = False

@@ -66,9 +66,9 @@ def main() -> None:
 #    job, to delete or requeue it. So the follower waits for this before it calls the handler.
 # 4. A job that is killed does not write to the stream. But RQ records its end. So once a second,
 #    the follower asks RQ which jobs have ended.
-# 5. If `follow` is called again, some events of the new jobs may be in a part of the stream that
-#    has been read already. So the follower goes back, and each listener remembers how far it has
-#    heard.
+# 5. `follow` may be called when the follower has already read past some events of the new jobs.
+#    So it goes back in the stream, and each listener (a job and its handler) remembers how far it
+#    has heard.
 
 logger = redis_client.logger
 JobEvent = processor_7.JobEvent
@@ -105,6 +105,9 @@ def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
     with followers_lock:
         follower = follower_of(queue)
         follower.newcomers += [Listener(job, handler) for job in jobs]
+        if follower not in followers:
+            follower.start()
+            followers.add(follower)
     return jobs
 
 
@@ -125,20 +128,12 @@ def wait_for_jobs() -> None:
 
 
 def follower_of(queue: rq.Queue) -> "Follower":
-    """Return the follower of a queue. Start one if there is none.
-
-    The caller holds `followers_lock`.
-    """
+    """Return the follower of a queue, or a new one, which is not started yet."""
     for follower in followers:
         # To RQ, queues with the same name are equal, even those of two servers.
         if follower.queue == queue and follower.connection is queue.connection:
             return follower
-    follower = Follower(queue)
-    # It begins to run, and has no jobs yet. But it can't end for that before the caller has given
-    # it some: to end, it needs the lock, too.
-    follower.start()
-    followers.add(follower)
-    return follower
+    return Follower(queue)
 
 
 class Listener:
@@ -164,16 +159,16 @@ PAUSE = 0.002
 # How many seconds RQ may take to record an end, after its event has been read.
 RECORD_TIMEOUT = 1
 
-# Held while a handler is called: one at a time, as in JavaScript. A thread can take an `RLock` a
-# second time. That is needed because a handler may fork, and `before_fork` takes both locks.
+# Held while a handler is called: one at a time, as in JavaScript. (That it is an `RLock` is for the
+# sake of forks, at the end of this file. For all else, a `Lock` would do.)
 handler_lock = threading.RLock()
 
 
 def is_script_running() -> bool:
     """Return whether a thread runs that keeps the script alive.
 
-    At the end of a script, Python waits for its threads. A follower asks this, so as to end then.
-    Followers don't count, or two of them would keep each other alive.
+    At the end of a script, Python waits for its threads, except for daemon threads. A follower
+    asks this, so as to end then. Followers don't count, or two would keep each other alive.
     """
     if threading.main_thread().is_alive():
         return True
@@ -208,6 +203,8 @@ class Follower(threading.Thread):
         # line. This one is not: it asks `is_script_running`, and ends itself.
         super().__init__(daemon=False)
         self.queue = queue
+        # Though it is used by other threads, too: for each command, a client of redis-py takes a
+        # connection of its own.
         self.connection = queue.connection
         self.stream = processor_7.stream_of(queue.name)
         # The stream has been read up to here. `admit_newcomers` sets it when the first jobs come.
@@ -339,6 +336,8 @@ class Follower(threading.Thread):
                 {self.stream: last_id}, count=ENTRIES_AT_ONCE, block=block
             )
         except redis_client.REFUSED as error:
+            # `take_turn` would handle this, too. But `handle_lost_ends`, which reads the stream as
+            # well, must go on.
             self.report_refusal(error)
             time.sleep(wait)
             return []
@@ -422,7 +421,7 @@ class Follower(threading.Thread):
         self.next_check = time.monotonic() + pause
         while self.handle_news():
             pass
-        # `handle_event` skips what a listener has heard. This is later than any position.
+        # Later than any position in the stream: `handle_event` skips what a listener has heard.
         after_all = (2**63, 0)
         for job_id, status in zip(job_ids, statuses):
             if job_id in self.listeners and has_ended(status):
@@ -490,18 +489,23 @@ def result_of(job: rq.job.Job) -> rq.results.Result | None:
 def error_in(text: str | None) -> str:
     """Return the error in a text that RQ has recorded, without its class; "" if there is none.
 
-    The text is the traceback of an error, or is about a killed work horse.
+    The text is about a killed work horse, or it is a traceback, such as
+
+        Traceback (most recent call last):
+          File "shop.py", line 7, in pay
+            raise PaymentError("no money: none at all")
+        shop.PaymentError: no money: none at all
     """
     lines = []
     # The text that RQ writes for a killed work horse ends with "; ".
     for line in (text or "").strip("; \n").splitlines():
         if line.startswith(" "):
-            # A line of a traceback. The error comes after the last of these.
+            # The error comes after the last of these.
             lines.clear()
         else:
             lines.append(line)
     error = "\n".join(lines)
-    # In a traceback, it is like "module.Class: message". A class has no space in it.
+    # The class has no space in it.
     name, _, message = error.partition(": ")
     if " " in name or not message:
         return error
@@ -517,17 +521,18 @@ def error_in(text: str | None) -> str:
 # 2. After it, the parent releases them.
 # 3. The child makes new ones.
 #
-# If it is a handler that forks, the child goes on within that handler. A child that is made by
-# `multiprocessing` does what it was made for, and exits; after a bare `os.fork`, do so yourself.
-# It never leaves the handler, and so never leaves the `with` that has taken `handler_lock`. That
-# is why it needs a new one.
+# If it is a handler that forks, its thread has `handler_lock` twice then, which only an `RLock`
+# allows: by the `with` around the handler, and by `before_fork`. The child goes on within the
+# handler, and never comes to the end of that `with`: a child that is made by `multiprocessing`
+# does what it was made for, and exits. (After a bare `os.fork`, do so yourself.) That is why
+# releasing the lock would not do in the child.
 
 
 def before_fork() -> None:
     """Take both locks.
 
-    For the handlers, wait for a second at most: a handler may take long, or may itself wait for
-    the thread that forks.
+    Wait for a handler for a second at most: it may take long, or it may itself wait for the
+    thread that forks.
     """
     handler_lock.acquire(timeout=1)
     followers_lock.acquire()
@@ -539,7 +544,7 @@ def after_fork_in_parent() -> None:
     try:
         handler_lock.release()
     except RuntimeError:
-        # This thread has not got that lock: it was too long.
+        # The second was over before this thread got that lock.
         pass
 
 
