@@ -31,7 +31,7 @@ QUEUE = "push_notification_code"
 def send_notification(phone_number: str, message: str) -> None:
     """Send `message` to `phone_number`. Twin of `sendNotification`."""
     line = f"Sending notification to {phone_number}, with message: {message}"
-    # `rq worker` may run this function, too. It does not flush the output at the end of a job.
+    # `rq worker`, which may run this function, too, does not flush the output at a job's end.
     print(line, flush=True)
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     """Work on the queue until stopped. Twin of `queue.process`."""
     client = redis_client.create_client()
     client.ping()  # without Redis, end here: the worker would wait for it
-    PatientWorker([QUEUE], connection=client).work()
+    PatientWorker([QUEUE], connection=client).work()  # a job names its function
 
 
 # The exercise ends here. RQ's own `Worker` would do for it. The rest is for a second reading:
@@ -51,6 +51,7 @@ def main() -> None:
 #
 #     work                                    until one of these raises `StopRequested`:
 #         check_for_suspension                waits while `rq suspend` is in force
+#             heartbeat
 #         run_maintenance_tasks               looks for dead workers
 #         dequeue_job_and_maintain_ttl        waits for a job; before each second of that:
 #             heartbeat
@@ -87,7 +88,13 @@ def is_full(error: Exception) -> bool:
 
 
 class PatientRetry(Retry):
-    """Sends a command again and again while Redis is away or full."""
+    """Sends a command again and again while Redis is away or full.
+
+    A command, or a transaction, is also sent again if only the answer was lost. So it may be
+    carried out twice. What a worker records of a job may be recorded twice, with one exception:
+    a job that has failed and is to run again (by `rq.Retry`) may be queued twice, which is rare.
+    For delayed jobs, it would always be so. For them, `DueJobs` does not send anything again.
+    """
 
     # When a command of this process has failed last, by `time.monotonic()`. It is an attribute
     # of the class, as redis-py copies the object for each connection.
@@ -167,9 +174,8 @@ class DueJobs(RQScheduler):
         # connections, not a copy.
         settings = self.connection.get_connection_kwargs()
         settings["socket_timeout"] = LOOK_TIMEOUT
-        # It sends each command only once. If the answer to a transaction was lost, and the
-        # transaction was sent again, its jobs would be queued twice.
-        self.connection.set_retry(Retry(NoBackoff(), retries=0))
+        # Send nothing again: see `PatientRetry`.
+        self.connection.set_retry(redis_client.ANSWER_AT_ONCE["retry"])
         # The text of the last unforeseen error, so that it is not logged each second.
         self.last_error = ""
 
@@ -179,9 +185,9 @@ class DueJobs(RQScheduler):
         One worker at a time looks at the delayed jobs of a queue, the one that has its lock. If
         Redis is away or full, these jobs wait for the next look.
 
-        After an error, this worker keeps its locks: if Redis is away, it can't release them. The
-        next `acquire_locks` renews them. If there is none within a minute, they expire, and
-        other workers can take them.
+        After any error, this worker keeps its locks, as it may be unable to release them. The next
+        `acquire_locks` renews them. If there is none within a minute, they expire, and other
+        workers can take them.
         """
         try:
             self.acquire_locks()
@@ -210,18 +216,18 @@ class DueJobs(RQScheduler):
 #    looks dead, and another one fails the job.
 # 2. If Redis was away, or a laptop closed, for some minutes, all leases are over, and all
 #    workers look dead to each other.
-# 3. So after that comes a rest, in which each renews its lease, and none looks for dead
+# 3. So after that comes a pause, in which each renews its lease, and none looks for dead
 #    workers. They take jobs as usual.
 #
 # When Redis is away, even for a moment, `PatientRetry` notes that. When the machine was asleep, or
 # somebody has set the clock forward, a worker finds, by the clock, that it was not active for a
-# long time. A rest that was not needed does no harm.
+# long time. A pause that was not needed does no harm.
 
 # How many seconds a long time is.
 ABSENCE = 30
-# How many seconds the rest takes. A worker may need 11 to give up a silent connection (see
-# `dequeue_timeout`), and 5 until it renews a lease (see JOB_MONITORING_INTERVAL); 4 are to spare.
-REST_AFTER_ABSENCE = 20
+# How many seconds the pause takes. A worker may need 11 to give up a silent connection (1 of
+# DEQUEUE_TIMEOUT, and 10 that RQ adds), and 5 until it renews a lease (JOB_MONITORING_INTERVAL).
+PAUSE_AFTER_ABSENCE = 20
 
 
 class Absences:
@@ -245,16 +251,9 @@ class Absences:
         self.last_active = time.time()
 
     def was_one_recently(self) -> bool:
-        """Return whether the rest after an absence is not over."""
+        """Return whether the pause after an absence is not over."""
         last_absence = max(self.last_gap, PatientRetry.last_failure)
-        return time.monotonic() < last_absence + REST_AFTER_ABSENCE
-
-
-class NotificationError(Exception):
-    """A notification that must not be sent: its job fails, without a traceback in the log.
-
-    Task 9 raises it. It is defined here because `handle_exception` below knows it.
-    """
+        return time.monotonic() < last_absence + PAUSE_AFTER_ABSENCE
 
 
 # Stops.
@@ -272,7 +271,18 @@ STOP_TIMEOUT = 1.5
 STOP_INTERVAL = 0.1
 
 
-# The workers. All of these are seconds.
+# The workers. A heartbeat is for a worker, and tells that it is there. A lease is for the job that
+# it runs. Only by the leases do the others know which workers are dead.
+
+
+class NotificationError(Exception):
+    """A notification that must not be sent: its job fails, without a traceback in the log.
+
+    Task 9 raises it. It is defined here because `handle_exception` below knows it.
+    """
+
+
+# All of these are seconds.
 
 # How long one waits for a job, before it looks for other things to do.
 DEQUEUE_TIMEOUT = 1
@@ -304,8 +314,7 @@ class Patient(BaseWorker):
     def __init__(
         self, queues, name: str | None = None, *, connection: redis.Redis, **options
     ):
-        # First, as `super().__init__` sends commands. (Transactions are sent again, too, if their
-        # answer is lost. At worst, a job that has an error and RQ's `Retry` is queued twice then.)
+        # First, as `super().__init__` sends commands.
         connection.set_retry(PatientRetry())
         options["worker_ttl"] = WORKER_TTL
         options["job_monitoring_interval"] = JOB_MONITORING_INTERVAL
@@ -361,7 +370,8 @@ class Patient(BaseWorker):
     def check_for_suspension(self, burst: bool) -> None:
         """Wait while `rq suspend` is in force, or until a stop.
 
-        RQ's own method relies on `request_stop` to raise an error.
+        RQ's own method relies on `request_stop` to raise an error. `is_suspended` also gives a
+        heartbeat of this worker.
         """
         while is_suspended(self.connection, self) and not self.is_stopping:
             if burst:
@@ -373,10 +383,7 @@ class Patient(BaseWorker):
 
     @property
     def dequeue_timeout(self) -> int:
-        """How long RQ waits for a job, in seconds: the `timeout` of the next method.
-
-        RQ gives up a connection that is silent for 10 seconds more than this, so for 11.
-        """
+        """How long RQ waits for a job, in seconds: the `timeout` of the next method."""
         return DEQUEUE_TIMEOUT
 
     def dequeue_job_and_maintain_ttl(self, timeout, max_idle_time=None):
@@ -415,8 +422,8 @@ class Patient(BaseWorker):
     def heartbeat(self, timeout=None, pipeline=None) -> None:
         """Give a sign of life of the worker, once a second at most. RQ gives three for each job.
 
-        In a pipeline, which sends several commands at once, it is always given: RQ expects the
-        answer to it at a fixed place.
+        During a job, RQ puts the heartbeat of the worker and the lease of the job in one pipeline.
+        There, it must not be left out: RQ expects the answer to it at a fixed place.
         """
         self.absences.note_activity()
         if pipeline is None and time.monotonic() < self.next_heartbeat:
@@ -478,7 +485,8 @@ class Patient(BaseWorker):
             # the job is given up, the worker may still wait for Redis on its way out.
             if self.has_given_up or not self.has_job_in_hand():
                 self.stop_time_left -= STOP_INTERVAL
-        # `sys.exit` would end this thread only. What is printed but not flushed is lost.
+        # `sys.exit` would end this thread only. (What is printed but not flushed is lost.) The
+        # status is 0, as this is the end that was asked for.
         os._exit(0)
 
     def has_job_in_hand(self) -> bool:
@@ -489,7 +497,8 @@ class Patient(BaseWorker):
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run a job, and count it."""
-        # If it comes just after a signal, give it time to start.
+        # A job may come just after a signal. Until it runs, `has_job_in_hand` does not know of it,
+        # and the clock of `enforce_stop` goes on. So set that back.
         self.stop_time_left = STOP_TIMEOUT
         super().execute_job(job, queue)
         self.jobs_done += 1
@@ -497,15 +506,15 @@ class Patient(BaseWorker):
     def handle_exception(self, job: Job, *exc_info) -> None:
         """Log the error of a job with its traceback, unless it was to be expected.
 
-        RQ fails the job after this. RQ's own method also calls the exception handlers of the
-        worker; an expected error does not reach them.
+        RQ fails the job after this.
         """
         error_class, _error, _traceback = exc_info
         if issubclass(error_class, NotificationError):
             return
         if self.has_given_up:
             # This is the `SystemExit` that `request_force_stop` has raised inside the job of a
-            # `PatientSimpleWorker`. RQ takes it for an error of the job.
+            # `PatientSimpleWorker`. RQ takes it for an error of the job. After it, the worker
+            # ends, as after any job during a stop.
             return
         super().handle_exception(job, *exc_info)
 
@@ -535,9 +544,10 @@ class PatientWorker(Patient, Worker):
         is a minute longer than the job may take, it kills the horse.
 
         That is wrong after the machine was asleep for an hour, as the horse has not worked for
-        that hour. It is also wrong after Redis was away for an hour: the horse may have waited
-        for it, as this worker has. So count the intervals, and set `started_at` so that RQ
-        computes their sum. An hour's sleep is within one interval, and counts for 5 seconds.
+        that hour. It is also wrong if Redis was away for an hour: the job may be done, and the
+        horse waits for Redis to record that. (Meanwhile, this worker waits for Redis, too, after
+        an interval.) So count the intervals, and set `started_at` so that RQ computes their sum.
+        Neither hour counts: in both, no interval was over.
         """
         try:
             return super().wait_for_horse()
@@ -553,9 +563,9 @@ class PatientSimpleWorker(Patient, SimpleWorker):
     """Runs jobs in its own process. That is faster, but a job that crashes ends the worker.
 
     It is for short jobs. Use it with `rq worker-pool`, as the README shows. It does not renew the
-    lease during a job; RQ makes that as long as the job may take, and a minute longer (or 7
-    minutes, if a job may take for ever). After a job that took longer than ABSENCE, it looks for
-    no dead workers for a while, as if there had been an absence. That does no harm.
+    lease during a job: that lasts for a minute longer than the job may take (for 7 minutes, if
+    there is no limit). After a job that took longer than ABSENCE, it looks for no dead workers for
+    a while, as if there had been an absence.
     """
 
     is_performing = False

@@ -66,9 +66,9 @@ def main() -> None:
 #    job, to delete or requeue it. So the follower waits for this before it calls the handler.
 # 4. A job that is killed does not write to the stream. But RQ records its end. So once a second,
 #    the follower asks RQ which jobs have ended.
-# 5. `follow` may be called when the follower has already read past some events of the new jobs.
-#    So it goes back in the stream, and each listener (a job and its handler) remembers how far it
-#    has heard.
+# 5. `follow` may be called late, when some events of its jobs are in a part of the stream that the
+#    follower has read already. So it goes back in the stream, to where the jobs were created, and
+#    each listener (a job and its handler) remembers how far it has heard.
 
 logger = redis_client.logger
 JobEvent = processor_7.JobEvent
@@ -97,8 +97,8 @@ def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
     of all events since the job was created. If a job was queued without `HOOKS`, it hears of
     the end up to a second later.
 
-    A job that has been requeued can't be followed again: the handler would hear of the first
-    end, which is still in the stream.
+    The handler hears the stream from the creation of the job on. So when a job has been requeued,
+    it can't be followed again: the handler would only hear of its first end.
 
     However often this is called, it takes one thread and one connection for each queue.
     """
@@ -153,8 +153,8 @@ ENDS = ("complete", "failed")
 CHECK_INTERVAL = 1
 # How many events are read at once, at most.
 ENTRIES_AT_ONCE = 1000
-# The pause, in seconds, before the stream is read again, or RQ is asked again. Under load, several
-# events come in that time and are read at once, which costs less.
+# The pause, in seconds, between two reads of the stream: under load, several events come in that
+# time and are read at once, which costs less. Also between two looks in `wait_for_records`.
 PAUSE = 0.002
 # How many seconds RQ may take to record an end, after its event has been read.
 RECORD_TIMEOUT = 1
@@ -167,13 +167,14 @@ handler_lock = threading.RLock()
 def is_script_running() -> bool:
     """Return whether a thread runs that keeps the script alive.
 
-    At the end of a script, Python waits for its threads, except for daemon threads. A follower
-    asks this, so as to end then. Followers don't count, or two would keep each other alive.
+    A follower is no daemon thread: Python would stop that at the end of the script, perhaps in the
+    middle of a line. So Python waits for it, and it must itself notice the end of the script.
+    Followers don't count, or two would keep each other alive.
     """
     if threading.main_thread().is_alive():
         return True
     for thread in threading.enumerate():
-        # (The main thread is still on this list, so ask `is_alive`.)
+        # The main thread is still on this list, so ask `is_alive`.
         if thread.is_alive() and not thread.daemon and not isinstance(thread, Follower):
             return True
     return False
@@ -185,7 +186,8 @@ class Follower(threading.Thread):
     In each turn, it
 
     1. begins to follow the jobs with which `follow` was called: `admit_newcomers`,
-    2. asks RQ, once a second, which jobs have ended: `handle_lost_ends`,
+    2. asks RQ, once a second, which jobs have ended; reads the stream to its end; and calls the
+       handlers of those that have not written their end there: `handle_lost_ends`,
     3. waits for events in the stream, and calls the handlers: `handle_news`, which calls
        `read_entries`, `handle_entries`, and, for each event, `handle_event`.
 
@@ -199,12 +201,11 @@ class Follower(threading.Thread):
     has_failed = False
 
     def __init__(self, queue: rq.Queue):
-        # A daemon thread would be stopped at the end of the script, perhaps in the middle of a
-        # line. This one is not: it asks `is_script_running`, and ends itself.
+        # See `is_script_running`.
         super().__init__(daemon=False)
         self.queue = queue
-        # Though it is used by other threads, too: for each command, a client of redis-py takes a
-        # connection of its own.
+        # A client of redis-py takes a connection of its own for each command. So other threads can
+        # use this one, too, while the follower waits.
         self.connection = queue.connection
         self.stream = processor_7.stream_of(queue.name)
         # The stream has been read up to here. `admit_newcomers` sets it when the first jobs come.
@@ -236,13 +237,13 @@ class Follower(threading.Thread):
             return True
 
     def leave_anyway(self) -> None:
-        """Leave `followers`, if that is not done yet.
+        """Leave `followers` at the end of `run`, if `leave_if_done` has not done so.
 
-        If it is not, this follower ends before its jobs, for one of two reasons:
+        Then the follower ends before its jobs, for one of two reasons:
 
         1. The script has ended. Nobody calls `wait_for_jobs` any more.
-        2. A handler has called `sys.exit()`. In a thread, that ends only the thread. So
-           `wait_for_jobs` ends the script, with status 1.
+        2. A handler has called `sys.exit()`, which `except Exception` does not catch. It ends
+           only this thread. So `wait_for_jobs` ends the script, with status 1.
         """
         with followers_lock:
             if self in followers:
@@ -265,7 +266,7 @@ class Follower(threading.Thread):
             # The stream keeps the events until Redis is back.
             time.sleep(0.5)
         except Exception:
-            # Try again, for as long as it takes: somebody may mend what is wrong.
+            # Try again, for as long as it takes: somebody may mend what is wrong in Redis.
             Follower.has_failed = True
             logger.exception("Unforeseen error while following %s", self.queue)
             time.sleep(1)
@@ -336,8 +337,8 @@ class Follower(threading.Thread):
                 {self.stream: last_id}, count=ENTRIES_AT_ONCE, block=block
             )
         except redis_client.REFUSED as error:
-            # `take_turn` would handle this, too. But `handle_lost_ends`, which reads the stream as
-            # well, must go on.
+            # `take_turn` would handle this, too. But `handle_lost_ends` comes here as well, and must
+            # go on to its third step.
             self.report_refusal(error)
             time.sleep(wait)
             return []
@@ -409,14 +410,14 @@ class Follower(threading.Thread):
         """Handle the ends that are not in the stream. A killed job, for example, writes none.
 
         1. Ask RQ which jobs have ended.
-        2. Read the stream to its end. What these jobs have written is there by now, as RQ records
-           an end only after that. So all their events are handled.
-        3. A job of these that is still followed has written no end. Handle it.
+        2. Read the stream to its end. RQ records an end after its event. So what these jobs have
+           written is there by now, and is handled here.
+        3. If one of them is still followed, it has not written its end. Handle that.
         """
         job_ids = list(self.listeners)
         begin = time.monotonic()
         statuses = self.statuses_of(job_ids)
-        # To ask about thousands of jobs takes a while. If it was 0.3 s, wait for 3 s until the next.
+        # To ask about thousands of jobs takes a while. After 0.3 s of that, ask again in 3 s.
         pause = max(CHECK_INTERVAL, 10 * (time.monotonic() - begin))
         self.next_check = time.monotonic() + pause
         while self.handle_news():
@@ -512,27 +513,33 @@ def error_in(text: str | None) -> str:
     return message
 
 
-# The rest is for programs that fork while they follow jobs, as those do that start a
-# `multiprocessing` pool. In the child, only the thread that forked goes on. What another had
-# locked at that moment stays locked for ever: one of the two locks, or, while a handler prints,
-# the output. So:
+# Forks.
 #
-# 1. Before a fork, take both locks. That waits until no handler runs.
-# 2. After it, the parent releases them.
-# 3. The child makes new ones.
+# A program may fork while it follows jobs, for example by `multiprocessing`. In the child, only
+# the thread that forked goes on. What another had locked at that moment stays locked there for
+# ever: one of the two locks, or, if a handler was printing, the output, which has a lock of its
+# own. So:
 #
-# If it is a handler that forks, its thread has `handler_lock` twice then, which only an `RLock`
-# allows: by the `with` around the handler, and by `before_fork`. The child goes on within the
-# handler, and never comes to the end of that `with`: a child that is made by `multiprocessing`
-# does what it was made for, and exits. (After a bare `os.fork`, do so yourself.) That is why
-# releasing the lock would not do in the child.
+# 1. Before a fork, take both locks.
+# 2. In the parent, release them.
+# 3. In the child, make new ones.
+#
+# A handler may fork, too:
+#
+# 1. Its thread has `handler_lock` already, and takes it a second time. Only an `RLock` allows that.
+# 2. In the child, this thread goes on, does what the child is for, and exits. It never comes back
+#    to where it took the lock first, so the lock can't be released there.
+# 3. That is why the child needs new ones.
+#
+# (After a bare `os.fork`, call `os._exit` in the child. If it came back, it would follow the same
+# jobs as its parent.)
 
 
 def before_fork() -> None:
     """Take both locks.
 
-    Wait for a handler for a second at most: it may take long, or it may itself wait for the
-    thread that forks.
+    Wait for a handler for a second at most: it may take long, or it may wait for the very thread
+    that forks.
     """
     handler_lock.acquire(timeout=1)
     followers_lock.acquire()
@@ -544,7 +551,7 @@ def after_fork_in_parent() -> None:
     try:
         handler_lock.release()
     except RuntimeError:
-        # The second was over before this thread got that lock.
+        # `acquire` has timed out, so this thread does not have that lock.
         pass
 
 

@@ -66,7 +66,7 @@ def start_processor(start, server: RedisServer, name="7_job_processor.py") -> Sc
 
 def start_hasty_processor(server: RedisServer, name: str, **constants) -> Script:
     """Start a processor with other intervals than its own, `ABSENCE=2`, say."""
-    settings = {"REST_AFTER_ABSENCE": 0, "MAINTENANCE_INTERVAL": 0.1, **constants}
+    settings = {"PAUSE_AFTER_ABSENCE": 0, "MAINTENANCE_INTERVAL": 0.1, **constants}
     code = f"""
 import importlib
 processor_6 = importlib.import_module("6_job_processor")

@@ -110,7 +110,7 @@ def two_of_whom_one_is_busy(server, seconds, **constants):
 @scenario
 def a_running_job_outlives_the_sleep_of_the_machine(start, start_redis):
     server = start_redis()
-    constants = {"ABSENCE": 2, "REST_AFTER_ABSENCE": 5}
+    constants = {"ABSENCE": 2, "PAUSE_AFTER_ABSENCE": 5}
     with two_of_whom_one_is_busy(server, 7, **constants) as (job, busy, idle):
         # All sleep until the job's lease is over; the idle worker is the first to wake.
         for script in busy, idle:
@@ -128,7 +128,7 @@ def a_running_job_outlives_a_restart_of_redis_when_others_are_back_first(
     start, start_redis
 ):
     server = start_redis()
-    with two_of_whom_one_is_busy(server, 9, REST_AFTER_ABSENCE=3) as (job, busy, _):
+    with two_of_whom_one_is_busy(server, 9, PAUSE_AFTER_ABSENCE=3) as (job, busy, _):
         pause(3.5)  # both have rested after their start
         busy.process.send_signal(signal.SIGSTOP)
         assert let_jobs_in_hand_look_abandoned(server, job.origin, in_seconds=2) == 1
