@@ -39,7 +39,7 @@ def main() -> None:
     """Work on the queue until stopped. Twin of `queue.process`."""
     client = redis_client.create_client()
     client.ping()  # without Redis, end here: the worker would wait for it
-    PatientWorker([QUEUE], connection=client).work()  # a job names its function
+    PatientWorker([QUEUE], connection=client).work()  # each job names its function
 
 
 # The exercise ends here. RQ's own `Worker` would do for it. The rest is for a second reading:
@@ -90,10 +90,10 @@ def is_full(error: Exception) -> bool:
 class PatientRetry(Retry):
     """Sends a command again and again while Redis is away or full.
 
-    A command, or a transaction, is also sent again if only the answer was lost. So it may be
-    carried out twice. What a worker records of a job may be recorded twice, with one exception:
-    a job that has failed and is to run again (by `rq.Retry`) may be queued twice, which is rare.
-    For delayed jobs, it would always be so. For them, `DueJobs` does not send anything again.
+    It also sends a command again that Redis has carried out, if only the answer was lost. For a
+    worker, that is right: it may record the end of a job twice. (If the job has failed and is to
+    run again, by `rq.Retry`, it may be queued twice.) For delayed jobs, it would be wrong: each
+    of them would be queued twice. So `DueJobs` sends nothing again.
     """
 
     # When a command of this process has failed last, by `time.monotonic()`. It is an attribute
@@ -174,7 +174,7 @@ class DueJobs(RQScheduler):
         # connections, not a copy.
         settings = self.connection.get_connection_kwargs()
         settings["socket_timeout"] = LOOK_TIMEOUT
-        # Send nothing again: see `PatientRetry`.
+        # Send nothing again (`PatientRetry` says why).
         self.connection.set_retry(redis_client.ANSWER_AT_ONCE["retry"])
         # The text of the last unforeseen error, so that it is not logged each second.
         self.last_error = ""
@@ -210,79 +210,10 @@ class DueJobs(RQScheduler):
                 redis_client.logger.exception("Delayed jobs can't be queued")
 
 
-# Absences.
+# Times, all of them in seconds.
 #
-# 1. A worker renews the lease of its job. When a lease is over, the worker that has the job
-#    looks dead, and another one fails the job.
-# 2. If Redis was away, or a laptop closed, for some minutes, all leases are over, and all
-#    workers look dead to each other.
-# 3. So after that comes a pause, in which each renews its lease, and none looks for dead
-#    workers. They take jobs as usual.
-#
-# When Redis is away, even for a moment, `PatientRetry` notes that. When the machine was asleep, or
-# somebody has set the clock forward, a worker finds, by the clock, that it was not active for a
-# long time. A pause that was not needed does no harm.
-
-# How many seconds a long time is.
-ABSENCE = 30
-# How many seconds the pause takes. A worker may need 11 to give up a silent connection (1 of
-# DEQUEUE_TIMEOUT, and 10 that RQ adds), and 5 until it renews a lease (JOB_MONITORING_INTERVAL).
-PAUSE_AFTER_ABSENCE = 20
-
-
-class Absences:
-    """What a worker knows about absences."""
-
-    def __init__(self):
-        # By `time.time()`, which goes on while the machine is asleep. `time.monotonic()`, which is
-        # better for intervals, may stand still.
-        self.last_active = time.time()
-        # A new worker does not know whether there was an absence. It begins as if there was.
-        self.last_gap = time.monotonic()
-
-    def note_activity(self) -> None:
-        """Note that the worker is active now, and whether it was not for a long time.
-
-        RQ calls `heartbeat` all the time, and that calls this.
-        """
-        gap = time.time() - self.last_active
-        if gap > ABSENCE:
-            self.last_gap = time.monotonic()
-        self.last_active = time.time()
-
-    def was_one_recently(self) -> bool:
-        """Return whether the pause after an absence is not over."""
-        last_absence = max(self.last_gap, PatientRetry.last_failure)
-        return time.monotonic() < last_absence + PAUSE_AFTER_ABSENCE
-
-
-# Stops.
-#
-# 1. The first signal may come at any moment. RQ's own `request_stop` often raises an error there
-#    and then. Here, it notes the signal, and starts a thread for `enforce_stop`.
-# 2. A job in hand is finished. A second signal gives it up, by `request_force_stop`.
-# 3. Before the worker waits for another job, `run_maintenance_tasks` sees the note, and raises
-#    `StopRequested`, which ends `work`.
-# 4. If Redis is away, the worker does not come so far. `enforce_stop` ends the process.
-
-# How many seconds a stop may take, not counting those of a job in hand.
-STOP_TIMEOUT = 1.5
-# How many seconds pass between two looks at that.
-STOP_INTERVAL = 0.1
-
-
-# The workers. A heartbeat is for a worker, and tells that it is there. A lease is for the job that
-# it runs. Only by the leases do the others know which workers are dead.
-
-
-class NotificationError(Exception):
-    """A notification that must not be sent: its job fails, without a traceback in the log.
-
-    Task 9 raises it. It is defined here because `handle_exception` below knows it.
-    """
-
-
-# All of these are seconds.
+# A heartbeat is for a worker, and tells that it is there. A lease is for the job that it runs.
+# Only by the leases do the others know which workers are dead.
 
 # How long one waits for a job, before it looks for other things to do.
 DEQUEUE_TIMEOUT = 1
@@ -298,6 +229,74 @@ WORKER_TTL = 15
 JOB_MONITORING_INTERVAL = 5
 # How often it looks for dead workers. They are those whose job has a lease that is over.
 MAINTENANCE_INTERVAL = 5
+
+
+# Absences.
+#
+# 1. A worker renews the lease of its job. When a lease is over, the worker that has the job
+#    looks dead, and another one fails the job.
+# 2. If Redis was away, or a laptop closed, for some minutes, all leases are over, and all
+#    workers look dead to each other.
+# 3. So after that comes a pause, in which each renews its lease, and none looks for dead
+#    workers. They take jobs as usual.
+#
+# When Redis is away, even for a moment, `PatientRetry` notes that. When the machine was asleep, or
+# somebody has set the clock forward, a worker finds, by the clock, that it was not active for a
+# long time. A pause that was not needed does no harm.
+
+# How long a long time is.
+ABSENCE = 30
+# How long the pause is. To renew a lease after an absence, a worker may need 11 to give up a silent
+# connection (RQ gives up 10 later than DEQUEUE_TIMEOUT), and JOB_MONITORING_INTERVAL. The rest is
+# to spare.
+PAUSE_AFTER_ABSENCE = 20
+
+
+class Absences:
+    """What a worker knows about absences."""
+
+    def __init__(self):
+        # By `time.time()`, which goes on while the machine is asleep. `time.monotonic()`, which is
+        # better for intervals, may stand still.
+        self.last_active = time.time()
+        # A new worker does not know whether there was an absence. It begins as if there was.
+        self.last_absence = time.monotonic()
+
+    def note_activity(self) -> None:
+        """Note that the worker is active now, and whether it was not for a long time.
+
+        RQ calls `heartbeat` all the time, and that calls this.
+        """
+        if time.time() - self.last_active > ABSENCE:
+            self.last_absence = time.monotonic()
+        self.last_active = time.time()
+
+    def was_one_recently(self) -> bool:
+        """Return whether the pause after an absence is not over."""
+        last = max(self.last_absence, PatientRetry.last_failure)
+        return time.monotonic() < last + PAUSE_AFTER_ABSENCE
+
+
+# Stops.
+#
+# 1. The first signal may come at any moment. RQ's own `request_stop` often raises an error there
+#    and then. Here, it notes the signal, and starts a thread for `enforce_stop`.
+# 2. A job in hand is finished. A second signal gives it up, by `request_force_stop`.
+# 3. Before the worker waits for another job, `run_maintenance_tasks` sees the note, and raises
+#    `StopRequested`, which ends `work`.
+# 4. If Redis is away, the worker does not come so far. `enforce_stop` ends the process.
+
+# How long a stop may take, not counting the time for a job in hand.
+STOP_TIMEOUT = 1.5
+# How often `enforce_stop` looks at that.
+STOP_INTERVAL = 0.1
+
+
+class NotificationError(Exception):
+    """A notification that must not be sent: its job fails, without a traceback in the log.
+
+    Task 9 raises it. It is defined here because `handle_exception` below knows it.
+    """
 
 
 class Patient(BaseWorker):
@@ -422,8 +421,8 @@ class Patient(BaseWorker):
     def heartbeat(self, timeout=None, pipeline=None) -> None:
         """Give a sign of life of the worker, once a second at most. RQ gives three for each job.
 
-        During a job, RQ puts the heartbeat of the worker and the lease of the job in one pipeline.
-        There, it must not be left out: RQ expects the answer to it at a fixed place.
+        During a job, RQ sends the heartbeat and the renewal of the lease at once, in a pipeline.
+        Such a heartbeat must not be left out: RQ expects the answer to it at a fixed place.
         """
         self.absences.note_activity()
         if pipeline is None and time.monotonic() < self.next_heartbeat:
@@ -498,7 +497,7 @@ class Patient(BaseWorker):
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run a job, and count it."""
         # A job may come just after a signal. Until it runs, `has_job_in_hand` does not know of it,
-        # and the clock of `enforce_stop` goes on. So set that back.
+        # and the time of `enforce_stop` runs out. So start that anew.
         self.stop_time_left = STOP_TIMEOUT
         super().execute_job(job, queue)
         self.jobs_done += 1
@@ -544,10 +543,12 @@ class PatientWorker(Patient, Worker):
         is a minute longer than the job may take, it kills the horse.
 
         That is wrong after the machine was asleep for an hour, as the horse has not worked for
-        that hour. It is also wrong if Redis was away for an hour: the job may be done, and the
-        horse waits for Redis to record that. (Meanwhile, this worker waits for Redis, too, after
-        an interval.) So count the intervals, and set `started_at` so that RQ computes their sum.
-        Neither hour counts: in both, no interval was over.
+        that hour. It is also wrong after Redis was away for an hour: the job may be done long
+        since, and the horse waits for Redis to record that. So count the intervals, and set
+        `started_at` so that RQ computes their sum.
+
+        - While the machine is asleep, the timer of an interval stands still.
+        - While Redis is away, no interval runs: RQ waits for Redis to renew the lease.
         """
         try:
             return super().wait_for_horse()
@@ -563,9 +564,9 @@ class PatientSimpleWorker(Patient, SimpleWorker):
     """Runs jobs in its own process. That is faster, but a job that crashes ends the worker.
 
     It is for short jobs. Use it with `rq worker-pool`, as the README shows. It does not renew the
-    lease during a job: that lasts for a minute longer than the job may take (for 7 minutes, if
-    there is no limit). After a job that took longer than ABSENCE, it looks for no dead workers for
-    a while, as if there had been an absence.
+    lease during a job: that lasts for a minute longer than the job may take (or for 7 minutes,
+    says RQ, if there is no limit). It gives no heartbeat either. So after a job that took longer
+    than ABSENCE, it looks for no dead workers for a while, as if there had been an absence.
     """
 
     is_performing = False

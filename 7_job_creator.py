@@ -92,13 +92,15 @@ def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
     """Call `handler` in the background for all that happens to `jobs` of `queue`.
 
     Twin of `job.on(…)`. Returns the jobs, as `job.on` returns the job. The handler is
-    called with a job, the name of an event and its detail: "progress" (percent), "complete"
-    (what the job returned, through JSON), "failed attempt" or "failed" (the error). It hears
-    of all events since the job was created. If a job was queued without `HOOKS`, it hears of
-    the end up to a second later.
+    called with a job, the name of an event and its detail:
 
-    The handler hears the stream from the creation of the job on. So when a job has been requeued,
-    it can't be followed again: the handler would only hear of its first end.
+    - "progress": the percent,
+    - "complete": what the job returned, through JSON,
+    - "failed attempt" or "failed": the error.
+
+    It hears of all events since the job was created. (So when a job has been requeued, it can't
+    be followed again: the handler would hear of its first end.) If a job was queued without
+    `HOOKS`, it hears of the end up to a second later.
 
     However often this is called, it takes one thread and one connection for each queue.
     """
@@ -159,22 +161,23 @@ PAUSE = 0.002
 # How many seconds RQ may take to record an end, after its event has been read.
 RECORD_TIMEOUT = 1
 
-# Held while a handler is called: one at a time, as in JavaScript. (That it is an `RLock` is for the
-# sake of forks, at the end of this file. For all else, a `Lock` would do.)
+# Held while a handler is called: one at a time, as in JavaScript. (Why an `RLock`: see "Forks". A
+# `Lock` would do for all else.)
 handler_lock = threading.RLock()
 
 
 def is_script_running() -> bool:
     """Return whether a thread runs that keeps the script alive.
 
-    A follower is no daemon thread: Python would stop that at the end of the script, perhaps in the
-    middle of a line. So Python waits for it, and it must itself notice the end of the script.
-    Followers don't count, or two would keep each other alive.
+    A daemon thread would be stopped at the end of the script, perhaps in the middle of a line. So
+    a follower is not one. Python waits for all other threads at the end of the script, so a
+    follower must notice the end by itself. Followers don't count, or two would keep each other
+    alive.
     """
     if threading.main_thread().is_alive():
         return True
     for thread in threading.enumerate():
-        # The main thread is still on this list, so ask `is_alive`.
+        # The list still contains the main thread, which has ended. So ask `is_alive`.
         if thread.is_alive() and not thread.daemon and not isinstance(thread, Follower):
             return True
     return False
@@ -191,7 +194,7 @@ class Follower(threading.Thread):
     3. waits for events in the stream, and calls the handlers: `handle_news`, which calls
        `read_entries`, `handle_entries`, and, for each event, `handle_event`.
 
-    (If Redis does not allow it to read the stream, 1 and 2 still work.)
+    (If Redis does not allow it to read the stream, it still learns of the ends from RQ.)
 
     It ends when there is no job left to follow, or when the script ends. A script that wants
     to hear of all ends calls `wait_for_jobs`.
@@ -204,8 +207,8 @@ class Follower(threading.Thread):
         # See `is_script_running`.
         super().__init__(daemon=False)
         self.queue = queue
-        # A client of redis-py takes a connection of its own for each command. So other threads can
-        # use this one, too, while the follower waits.
+        # A client of redis-py has a pool of connections, and borrows one for each command. So other
+        # threads can use the same client while the follower waits.
         self.connection = queue.connection
         self.stream = processor_7.stream_of(queue.name)
         # The stream has been read up to here. `admit_newcomers` sets it when the first jobs come.
@@ -303,8 +306,8 @@ class Follower(threading.Thread):
         jobs, and its clock is wrong, events may be missed.)
         """
         created_at = min(job.created_at.timestamp() for job in jobs)
-        # Redis comes first. If its answer takes long, too much time seems to have passed, and the
-        # position is too early, which does no harm. The other way round, it would be too late.
+        # Ask Redis first. If its answer takes 3 s, the age is 3 s too large, and the position 3 s too
+        # early, which does no harm. The other way round, it would be too late.
         seconds, _microseconds = self.connection.time()
         age = time.time() - created_at
         # A second earlier, as clocks are not exact.
@@ -377,9 +380,10 @@ class Follower(threading.Thread):
             self.handle_event(event, position)
 
     def wait_for_records(self, job_ids: list[str]) -> None:
-        """Wait until RQ has recorded that the jobs have ended, for RECORD_TIMEOUT at most.
+        """Wait until RQ says of none of the jobs that it is still running.
 
-        If a worker is killed at just this moment, it never records that.
+        If a worker is killed at just this moment, that never comes. So RECORD_TIMEOUT is the
+        limit.
         """
         end = time.monotonic() + RECORD_TIMEOUT
         while JobStatus.STARTED in self.statuses_of(job_ids):
@@ -501,12 +505,12 @@ def error_in(text: str | None) -> str:
     # The text that RQ writes for a killed work horse ends with "; ".
     for line in (text or "").strip("; \n").splitlines():
         if line.startswith(" "):
-            # The error comes after the last of these.
+            # Forget all up to here. The error comes after the last line of this kind.
             lines.clear()
         else:
             lines.append(line)
     error = "\n".join(lines)
-    # The class has no space in it.
+    # A class has no space in its name; other texts have one before the first ": ".
     name, _, message = error.partition(": ")
     if " " in name or not message:
         return error
@@ -524,15 +528,11 @@ def error_in(text: str | None) -> str:
 # 2. In the parent, release them.
 # 3. In the child, make new ones.
 #
-# A handler may fork, too:
-#
-# 1. Its thread has `handler_lock` already, and takes it a second time. Only an `RLock` allows that.
-# 2. In the child, this thread goes on, does what the child is for, and exits. It never comes back
-#    to where it took the lock first, so the lock can't be released there.
-# 3. That is why the child needs new ones.
-#
-# (After a bare `os.fork`, call `os._exit` in the child. If it came back, it would follow the same
-# jobs as its parent.)
+# A handler may fork, too. Its thread has `handler_lock` already, and takes it a second time: only an
+# `RLock` allows that. Then the child is a copy of this thread in the middle of the handler. It does
+# what it is for, and exits; so it never comes to the end of the handler, where the lock would be
+# released. A new follower in the child would wait for that for ever. That is why it gets new locks.
+# (After a bare `os.fork`, it is up to you to call `os._exit` in the child.)
 
 
 def before_fork() -> None:
