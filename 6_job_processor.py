@@ -31,7 +31,7 @@ QUEUE = "push_notification_code"
 def send_notification(phone_number: str, message: str) -> None:
     """Send `message` to `phone_number`. Twin of `sendNotification`."""
     line = f"Sending notification to {phone_number}, with message: {message}"
-    # `rq worker`, which may run this function, too, does not flush the output at a job's end.
+    # `rq worker` may run this function, too. RQ does not flush the output at the end of a job.
     print(line, flush=True)
 
 
@@ -39,7 +39,9 @@ def main() -> None:
     """Work on the queue until stopped. Twin of `queue.process`."""
     client = redis_client.create_client()
     client.ping()  # without Redis, end here: the worker would wait for it
-    PatientWorker([QUEUE], connection=client).work()  # each job names its function
+    PatientWorker(
+        [QUEUE], connection=client
+    ).work()  # see below; each job names its function
 
 
 # The exercise ends here. RQ's own `Worker` would do for it. The rest is for a second reading:
@@ -90,10 +92,12 @@ def is_full(error: Exception) -> bool:
 class PatientRetry(Retry):
     """Sends a command again and again while Redis is away or full.
 
-    It also sends a command again that Redis has carried out, if only the answer was lost. For a
-    worker, that is right: it may record the end of a job twice. (If the job has failed and is to
-    run again, by `rq.Retry`, it may be queued twice.) For delayed jobs, it would be wrong: each
-    of them would be queued twice. So `DueJobs` sends nothing again.
+    If only the answer was lost, it sends a command again that Redis has carried out:
+
+    - The end of a job is recorded twice. That does no harm. (Only a job that has failed and is to
+      run again, by `rq.Retry`, may be queued twice.)
+    - Another job is taken from the queue. RQ fails the first one a minute later.
+    - Delayed jobs would be queued twice. So `DueJobs` does not use this class.
     """
 
     # When a command of this process has failed last, by `time.monotonic()`. It is an attribute
@@ -119,8 +123,9 @@ class PatientRetry(Retry):
         leaves this method. To RQ, that means that a key has changed, and it begins the
         transaction again, at once.
 
-        redis-py's own method waits after `fail`. So with watched keys, it would not come to its
-        wait, and RQ would try thousands of times a second. This method waits before `fail`.
+        redis-py's own method calls `fail`, and then waits. With watched keys, `fail` raises, so
+        redis-py does not wait, and RQ tries thousands of times a second. Therefore this method
+        waits, and then calls `fail`.
         """
         failures = 0
         while True:
@@ -150,8 +155,8 @@ class PatientRetry(Retry):
 
 # Delayed jobs.
 
-# How many seconds Redis may take for an answer about delayed jobs. It is less than elsewhere, as
-# meanwhile the worker does nothing else.
+# How many seconds to wait for an answer about delayed jobs. A worker has a second connection for
+# these. If both are silent, it must give up both within 15 s, and the other one takes 11.
 LOOK_TIMEOUT = 2
 
 
@@ -210,35 +215,45 @@ class DueJobs(RQScheduler):
                 redis_client.logger.exception("Delayed jobs can't be queued")
 
 
+class NotificationError(Exception):
+    """A notification that must not be sent: its job fails, without a traceback in the log.
+
+    Task 9 raises it. It is defined here because `handle_exception` below knows it.
+    """
+
+
 # Times, all of them in seconds.
 #
-# A heartbeat is for a worker, and tells that it is there. A lease is for the job that it runs.
-# Only by the leases do the others know which workers are dead.
+# A worker gives two signs of life. By a heartbeat, it stays registered in Redis; `rq info` shows
+# that. During a job, it also renews the lease of the job. When a lease is over, its worker counts
+# as dead, and another worker fails the job.
 
-# How long one waits for a job, before it looks for other things to do.
+# How long a worker waits for a job, before it looks for other things to do. RQ lets its client
+# wait for any answer for 10 more: so a silent connection is given up after 11.
 DEQUEUE_TIMEOUT = 1
 # How often it looks for delayed jobs that are due.
 LOOK_INTERVAL = 1
 # How often it asks, while it is suspended, whether it still is.
 SUSPENSION_INTERVAL = 0.5
-# How often it gives a sign of life.
+# How often it gives a heartbeat.
 HEARTBEAT_INTERVAL = 1
-# How long Redis remembers it without a sign of life. RQ adds 60, so it is 75.
+# For how long a heartbeat is good. RQ adds 60, so it is 75.
 WORKER_TTL = 15
-# How often RQ renews the lease of the job that it runs. RQ adds 60, so a lease lasts for 65.
+# How often RQ renews the lease of a job. It is good for 60 more, so for 65.
 JOB_MONITORING_INTERVAL = 5
-# How often it looks for dead workers. They are those whose job has a lease that is over.
+# How often a worker looks for leases that are over.
 MAINTENANCE_INTERVAL = 5
+# How long a stop may take, not counting the time for a job in hand.
+STOP_TIMEOUT = 1.5
+# How often `enforce_stop` looks at that.
+STOP_INTERVAL = 0.1
 
 
 # Absences.
 #
-# 1. A worker renews the lease of its job. When a lease is over, the worker that has the job
-#    looks dead, and another one fails the job.
-# 2. If Redis was away, or a laptop closed, for some minutes, all leases are over, and all
-#    workers look dead to each other.
-# 3. So after that comes a pause, in which each renews its lease, and none looks for dead
-#    workers. They take jobs as usual.
+# If Redis was away, or a laptop closed, for some minutes, all leases are over, and all workers look
+# dead to each other. So after that comes a pause, in which each renews its lease, and none looks
+# for dead workers. They take jobs as usual.
 #
 # When Redis is away, even for a moment, `PatientRetry` notes that. When the machine was asleep, or
 # somebody has set the clock forward, a worker finds, by the clock, that it was not active for a
@@ -246,9 +261,8 @@ MAINTENANCE_INTERVAL = 5
 
 # How long a long time is.
 ABSENCE = 30
-# How long the pause is. To renew a lease after an absence, a worker may need 11 to give up a silent
-# connection (RQ gives up 10 later than DEQUEUE_TIMEOUT), and JOB_MONITORING_INTERVAL. The rest is
-# to spare.
+# How long the pause is. To renew a lease, a worker may need 11 to give up a silent connection, and 5
+# until the renewal is due (JOB_MONITORING_INTERVAL). The rest is to spare.
 PAUSE_AFTER_ABSENCE = 20
 
 
@@ -277,34 +291,12 @@ class Absences:
         return time.monotonic() < last + PAUSE_AFTER_ABSENCE
 
 
-# Stops.
-#
-# 1. The first signal may come at any moment. RQ's own `request_stop` often raises an error there
-#    and then. Here, it notes the signal, and starts a thread for `enforce_stop`.
-# 2. A job in hand is finished. A second signal gives it up, by `request_force_stop`.
-# 3. Before the worker waits for another job, `run_maintenance_tasks` sees the note, and raises
-#    `StopRequested`, which ends `work`.
-# 4. If Redis is away, the worker does not come so far. `enforce_stop` ends the process.
-
-# How long a stop may take, not counting the time for a job in hand.
-STOP_TIMEOUT = 1.5
-# How often `enforce_stop` looks at that.
-STOP_INTERVAL = 0.1
-
-
-class NotificationError(Exception):
-    """A notification that must not be sent: its job fails, without a traceback in the log.
-
-    Task 9 raises it. It is defined here because `handle_exception` below knows it.
-    """
-
-
 class Patient(BaseWorker):
     """What the two workers below add to RQ's: they wait for Redis, and stop between two jobs.
 
-    This class stands before RQ's in `class PatientWorker(Patient, Worker)`. So in a
-    `PatientWorker`, its methods come before those of `Worker`, and `super()` calls those. In a
-    `PatientSimpleWorker`, `super()` calls those of `SimpleWorker`.
+    `super()` follows the order of the object's class. For a `PatientWorker`, that is
+    `PatientWorker`, `Patient`, `Worker`, `BaseWorker`: so here, it calls a method of `Worker`. For
+    a `PatientSimpleWorker`, it calls one of `SimpleWorker`.
 
     A worker changes the `Retry` of the client that it is given. It sets `worker_ttl` and
     `job_monitoring_interval` itself, and ignores `with_scheduler`, which it does not need.
@@ -323,8 +315,8 @@ class Patient(BaseWorker):
         self.working_pid = 0
         # How many jobs it has run, for RQ's option `max_jobs`: end after so many.
         self.jobs_done = 0
-        # True when no job is left to wait for. That can happen with RQ's options `burst`: end when
-        # the queue is empty, and `max_idle_time`: end after so many seconds without a job.
+        # True when no job is left to wait for. That can happen with RQ's options `burst` (end when
+        # the queue is empty) and `max_idle_time` (end after so many seconds without a job).
         self.is_out_of_jobs = False
         # True after a first signal: the worker ends when it has no job in hand.
         self.is_stopping = False
@@ -332,6 +324,7 @@ class Patient(BaseWorker):
         self.has_given_up = False
         # A flag on which a thread can wait: set when `work` has ended.
         self.work_is_over = threading.Event()
+        # How long the stop may still take. Two threads set this, but it need not be exact.
         self.stop_time_left = STOP_TIMEOUT
         self.absences = Absences()
         # When each of these is due.
@@ -388,9 +381,8 @@ class Patient(BaseWorker):
     def dequeue_job_and_maintain_ttl(self, timeout, max_idle_time=None):
         """Return a job. Wait for it for as long as it takes.
 
-        RQ's own method does so, for `timeout` seconds again and again. It returns None only with
-        `burst`, if the queue is empty, and with `max_idle_time`, if that is over. Then `work`
-        ends.
+        RQ's own method does so, for `timeout` seconds again and again. It returns None only if no
+        job is left to wait for. Then `work` ends.
         """
         result = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
         if result is None:
@@ -419,9 +411,9 @@ class Patient(BaseWorker):
             self.next_maintenance = time.monotonic() + MAINTENANCE_INTERVAL
 
     def heartbeat(self, timeout=None, pipeline=None) -> None:
-        """Give a sign of life of the worker, once a second at most. RQ gives three for each job.
+        """Give a heartbeat, once a second at most. RQ gives three for each job.
 
-        During a job, RQ sends the heartbeat and the renewal of the lease at once, in a pipeline.
+        During a job, RQ sends the heartbeat together with the renewal of the lease, in a pipeline.
         Such a heartbeat must not be left out: RQ expects the answer to it at a fixed place.
         """
         self.absences.note_activity()
@@ -430,7 +422,14 @@ class Patient(BaseWorker):
         super().heartbeat(timeout, pipeline)
         self.next_heartbeat = time.monotonic() + HEARTBEAT_INTERVAL
 
-    # A stop.
+    # A stop:
+    #
+    # 1. The first signal may come at any moment. RQ's own `request_stop` often raises an error there
+    #    and then. Here, it notes the signal, and starts a thread for `enforce_stop`.
+    # 2. A job in hand is finished. A second signal gives it up, by `request_force_stop`.
+    # 3. Before the worker waits for another job, `run_maintenance_tasks` sees the note, and raises
+    #    `StopRequested`, which ends `work`.
+    # 4. If Redis is away, the worker does not come so far. `enforce_stop` ends the process.
 
     def request_stop(self, signum, frame) -> None:
         """Note that the worker is to stop.
@@ -461,7 +460,8 @@ class Patient(BaseWorker):
         """Give up the job in hand. This is the handler for a second signal.
 
         RQ's own method kills the work horse, and raises `SystemExit`. In a
-        `PatientSimpleWorker`, there is no horse, and `SystemExit` is raised inside the job.
+        `PatientSimpleWorker`, there is no horse, and `SystemExit` is raised inside the job. RQ
+        takes it for an error of the job, and calls `handle_exception`.
 
         RQ ignores a signal that comes within a second of the first: after a Ctrl-C, the workers
         of a pool get one from the terminal, and one from the pool.
@@ -484,8 +484,7 @@ class Patient(BaseWorker):
             # the job is given up, the worker may still wait for Redis on its way out.
             if self.has_given_up or not self.has_job_in_hand():
                 self.stop_time_left -= STOP_INTERVAL
-        # `sys.exit` would end this thread only. (What is printed but not flushed is lost.) The
-        # status is 0, as this is the end that was asked for.
+        # `sys.exit` would end this thread only. The status is 0, as a stop was asked for.
         os._exit(0)
 
     def has_job_in_hand(self) -> bool:
@@ -496,8 +495,8 @@ class Patient(BaseWorker):
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run a job, and count it."""
-        # A job may come just after a signal. Until it runs, `has_job_in_hand` does not know of it,
-        # and the time of `enforce_stop` runs out. So start that anew.
+        # A job may come just after a signal. Until `has_job_in_hand` knows of it, `enforce_stop`
+        # counts down. So give the stop its full time again.
         self.stop_time_left = STOP_TIMEOUT
         super().execute_job(job, queue)
         self.jobs_done += 1
@@ -511,9 +510,7 @@ class Patient(BaseWorker):
         if issubclass(error_class, NotificationError):
             return
         if self.has_given_up:
-            # This is the `SystemExit` that `request_force_stop` has raised inside the job of a
-            # `PatientSimpleWorker`. RQ takes it for an error of the job. After it, the worker
-            # ends, as after any job during a stop.
+            # This is the `SystemExit` of `request_force_stop`. After this job, the worker ends.
             return
         super().handle_exception(job, *exc_info)
 
@@ -548,14 +545,14 @@ class PatientWorker(Patient, Worker):
         `started_at` so that RQ computes their sum.
 
         - While the machine is asleep, the timer of an interval stands still.
-        - While Redis is away, no interval runs: RQ waits for Redis to renew the lease.
+        - While Redis is away, no interval runs: RQ is renewing the lease, and waits.
         """
         try:
             return super().wait_for_horse()
         except HorseMonitorTimeoutException:
             self.intervals += 1
             worked = timedelta(seconds=self.intervals * JOB_MONITORING_INTERVAL)
-            # This is a copy of the job. The horse has its own, with the true start.
+            # The horse is a fork: it has its own object of the job, with the true start.
             self.monitored_job.started_at = now() - worked
             raise
 
@@ -563,10 +560,10 @@ class PatientWorker(Patient, Worker):
 class PatientSimpleWorker(Patient, SimpleWorker):
     """Runs jobs in its own process. That is faster, but a job that crashes ends the worker.
 
-    It is for short jobs. Use it with `rq worker-pool`, as the README shows. It does not renew the
-    lease during a job: that lasts for a minute longer than the job may take (or for 7 minutes,
-    says RQ, if there is no limit). It gives no heartbeat either. So after a job that took longer
-    than ABSENCE, it looks for no dead workers for a while, as if there had been an absence.
+    It is for short jobs. Use it with `rq worker-pool`, as the README shows. During a job, it gives no
+    heartbeat, and does not renew the lease. The lease lasts for a minute longer than the job may
+    take. After a job that took longer than ABSENCE, this worker looks for no dead workers for a
+    while, as if there had been an absence.
     """
 
     is_performing = False

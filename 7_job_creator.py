@@ -57,8 +57,9 @@ def main() -> None:
     wait_for_jobs()
 
 
-# The exercise ends here. The rest is for a second reading: a follower, which is a thread in the
-# background. It reads the events that 7_job_processor.py writes, and calls the handlers.
+# The exercise ends here. The rest is for a second reading: followers. A follower is a thread in the
+# background, one for each queue. It reads the events that 7_job_processor.py writes, and calls the
+# handlers.
 #
 # 1. While a job runs, it may write "progress" to the stream of its queue.
 # 2. When it has run, RQ calls the `HOOKS`, which write "complete" or "failed" to the stream.
@@ -66,9 +67,9 @@ def main() -> None:
 #    job, to delete or requeue it. So the follower waits for this before it calls the handler.
 # 4. A job that is killed does not write to the stream. But RQ records its end. So once a second,
 #    the follower asks RQ which jobs have ended.
-# 5. `follow` may be called late, when some events of its jobs are in a part of the stream that the
-#    follower has read already. So it goes back in the stream, to where the jobs were created, and
-#    each listener (a job and its handler) remembers how far it has heard.
+# 5. If `follow` is called again for a queue, its follower runs already, and may have read past some
+#    events of the new jobs. So it goes back in the stream, to where the jobs were created, and each
+#    listener (a job and its handler) remembers how far it has heard.
 
 logger = redis_client.logger
 JobEvent = processor_7.JobEvent
@@ -84,7 +85,8 @@ Position = tuple[int, int]
 # The threads that follow jobs, one for each queue.
 followers: set["Follower"] = set()
 # A follower ends when it has no jobs. Without this lock, it could end in just the moment in which
-# `follow` gives it some. So `follow` holds the lock, and so does a follower that ends.
+# `follow` gives it some. So `follow` holds the lock, and so does a follower that ends. (Only
+# looking at `followers` needs no lock.)
 followers_lock = threading.Lock()
 
 
@@ -98,11 +100,12 @@ def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
     - "complete": what the job returned, through JSON,
     - "failed attempt" or "failed": the error.
 
-    It hears of all events since the job was created. (So when a job has been requeued, it can't
-    be followed again: the handler would hear of its first end.) If a job was queued without
-    `HOOKS`, it hears of the end up to a second later.
+    It hears of all events since the job was created. (A job that has been requeued can't be
+    followed again: the handler would hear of the first end.) If a job was queued without `HOOKS`,
+    it hears of the end up to a second later.
 
-    However often this is called, it takes one thread and one connection for each queue.
+    However often this is called, it takes one thread and one connection for each queue. (If two
+    clients are used for a queue, it takes two.)
     """
     with followers_lock:
         follower = follower_of(queue)
@@ -161,8 +164,8 @@ PAUSE = 0.002
 # How many seconds RQ may take to record an end, after its event has been read.
 RECORD_TIMEOUT = 1
 
-# Held while a handler is called: one at a time, as in JavaScript. (Why an `RLock`: see "Forks". A
-# `Lock` would do for all else.)
+# Held while a handler is called: one at a time, as in JavaScript. An `RLock` is a lock that its own
+# thread may take again: a handler that forks does so.
 handler_lock = threading.RLock()
 
 
@@ -186,18 +189,20 @@ def is_script_running() -> bool:
 class Follower(threading.Thread):
     """Reads the stream of a queue, and calls the handlers of the jobs that it follows.
 
-    In each turn, it
+        run
+            leave_if_done
+            take_turn                       again and again:
+                admit_newcomers             begins to follow the jobs given by `follow`
+                handle_lost_ends            once a second, asks RQ which jobs have ended
+                handle_news                 waits for entries in the stream
+                    read_entries
+                    handle_entries
+                        wait_for_records    until RQ has recorded their ends
+                        handle_event        calls the handlers of one job
 
-    1. begins to follow the jobs with which `follow` was called: `admit_newcomers`,
-    2. asks RQ, once a second, which jobs have ended; reads the stream to its end; and calls the
-       handlers of those that have not written their end there: `handle_lost_ends`,
-    3. waits for events in the stream, and calls the handlers: `handle_news`, which calls
-       `read_entries`, `handle_entries`, and, for each event, `handle_event`.
-
-    (If Redis does not allow it to read the stream, it still learns of the ends from RQ.)
-
-    It ends when there is no job left to follow, or when the script ends. A script that wants
-    to hear of all ends calls `wait_for_jobs`.
+    It ends when there is no job left to follow, or when the script ends. A script that wants to
+    hear of all ends calls `wait_for_jobs`. If Redis does not allow the follower to read the
+    stream, it still learns of the ends from RQ.
     """
 
     # One flag for all followers: `wait_for_jobs` reads it when they have ended.
@@ -240,13 +245,13 @@ class Follower(threading.Thread):
             return True
 
     def leave_anyway(self) -> None:
-        """Leave `followers` at the end of `run`, if `leave_if_done` has not done so.
+        """Leave `followers`, if `leave_if_done` has not done so.
 
-        Then the follower ends before its jobs, for one of two reasons:
+        In that case, the follower ends before its jobs, for one of two reasons:
 
-        1. The script has ended. Nobody calls `wait_for_jobs` any more.
+        1. The script has ended. Nobody will look at `has_failed`.
         2. A handler has called `sys.exit()`, which `except Exception` does not catch. It ends
-           only this thread. So `wait_for_jobs` ends the script, with status 1.
+           only this thread. But then `wait_for_jobs` ends the script, with status 1.
         """
         with followers_lock:
             if self in followers:
@@ -319,7 +324,7 @@ class Follower(threading.Thread):
         if not entries:
             return False
         self.handle_entries(entries)
-        # Only now: if Redis goes away in `handle_entries`, these entries are read again.
+        # Only now: `handle_entries` asks RQ. If Redis is away then, the entries are read again.
         last_id, _ = entries[-1]
         self.position = position_of(last_id)
         return len(entries) == ENTRIES_AT_ONCE
@@ -340,8 +345,8 @@ class Follower(threading.Thread):
                 {self.stream: last_id}, count=ENTRIES_AT_ONCE, block=block
             )
         except redis_client.REFUSED as error:
-            # `take_turn` would handle this, too. But `handle_lost_ends` comes here as well, and must
-            # go on to its third step.
+            # Return nothing rather than raise: `handle_lost_ends` comes here, too, and must still
+            # handle the ends that RQ has told it.
             self.report_refusal(error)
             time.sleep(wait)
             return []
@@ -380,10 +385,9 @@ class Follower(threading.Thread):
             self.handle_event(event, position)
 
     def wait_for_records(self, job_ids: list[str]) -> None:
-        """Wait until RQ says of none of the jobs that it is still running.
+        """Wait until none of the jobs is `started` any more, for RECORD_TIMEOUT at most.
 
-        If a worker is killed at just this moment, that never comes. So RECORD_TIMEOUT is the
-        limit.
+        If a worker is killed at just this moment, its job stays `started` for a minute.
         """
         end = time.monotonic() + RECORD_TIMEOUT
         while JobStatus.STARTED in self.statuses_of(job_ids):
@@ -426,7 +430,7 @@ class Follower(threading.Thread):
         self.next_check = time.monotonic() + pause
         while self.handle_news():
             pass
-        # Later than any position in the stream: `handle_event` skips what a listener has heard.
+        # This is later than any position in the stream, so `handle_event` will not skip the event.
         after_all = (2**63, 0)
         for job_id, status in zip(job_ids, statuses):
             if job_id in self.listeners and has_ended(status):
@@ -521,25 +525,25 @@ def error_in(text: str | None) -> str:
 #
 # A program may fork while it follows jobs, for example by `multiprocessing`. In the child, only
 # the thread that forked goes on. What another had locked at that moment stays locked there for
-# ever: one of the two locks, or, if a handler was printing, the output, which has a lock of its
-# own. So:
+# ever: one of the two locks, or the output, which has a lock of its own while a handler prints.
+# So:
 #
-# 1. Before a fork, take both locks.
+# 1. Before a fork, take both locks. Then no handler runs, so none prints.
 # 2. In the parent, release them.
 # 3. In the child, make new ones.
 #
-# A handler may fork, too. Its thread has `handler_lock` already, and takes it a second time: only an
-# `RLock` allows that. Then the child is a copy of this thread in the middle of the handler. It does
-# what it is for, and exits; so it never comes to the end of the handler, where the lock would be
-# released. A new follower in the child would wait for that for ever. That is why it gets new locks.
-# (After a bare `os.fork`, it is up to you to call `os._exit` in the child.)
+# Why new ones? A handler may fork, too. Its thread holds `handler_lock`, and `before_fork` takes it
+# a second time. The child begins in the middle of the handler, with the lock held. A child of
+# `multiprocessing` runs its own function and exits. It never returns to the handler, so the lock
+# would never be released, and a follower in the child would wait for it for ever. (After a bare
+# `os.fork`, call `os._exit` in the child, for the same reason.)
 
 
 def before_fork() -> None:
     """Take both locks.
 
     Wait for a handler for a second at most: it may take long, or it may wait for the very thread
-    that forks.
+    that forks. (Then, if it prints at just that moment, the output of the child stays locked.)
     """
     handler_lock.acquire(timeout=1)
     followers_lock.acquire()
