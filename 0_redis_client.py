@@ -58,15 +58,17 @@ DEFAULTS = {
     "driver_info": None,
 }
 
+# With this, a client sends each command once, and raises the true error. `retries=0` is not enough
+# for that. After an error of a kind in `supported_errors`, redis-py closes the connection. If it
+# was watching keys, as in the transaction of 9_stock.py, that raises `WatchError` in place of the
+# true error, and the transaction begins again, as if a key had changed. So no kind is in it.
+SEND_ONCE = Retry(NoBackoff(), retries=0, supported_errors=())
+
 # The options for 9_stock.py. It must answer its own clients soon, with an error if need be.
 ANSWER_AT_ONCE = {
     # The limit for each answer of Redis, in seconds.
     "socket_timeout": 0.5,
-    # Raise the true error, at once. `retries=0` is not enough for that. After an error of a kind
-    # in `supported_errors`, redis-py closes the connection. If it was watching keys, as in the
-    # transaction of 9_stock.py, that raises `WatchError` in place of the true error, and the
-    # transaction begins again, as if a key had changed. So no kind is in it.
-    "retry": Retry(NoBackoff(), retries=0, supported_errors=()),
+    "retry": SEND_ONCE,
     # Each request that is being answered needs a connection. The default is 100.
     "max_connections": 10_000,
 }

@@ -51,7 +51,8 @@ def main() -> None:
 # RQ's `work` is a loop that calls other methods. This is that loop, in short. The classes at the
 # end of this file override all of these methods.
 #
-#     work                                    until one of these raises `StopRequested`:
+#     work                                    until one of these raises `StopRequested` (or, with
+#                                             some options of RQ, until no job is left):
 #         check_for_suspension                waits while `rq suspend` is in force
 #             heartbeat
 #         run_maintenance_tasks               looks for dead workers
@@ -69,6 +70,15 @@ def main() -> None:
 #     request_stop                            at a first signal, in the middle of any of these
 #         set_shutdown_requested_date
 #     request_force_stop                      at a second signal
+#
+# A stop:
+#
+# 1. The first signal may come at any moment. RQ's own `request_stop` often raises an error there
+#    and then. Here, it notes the signal, and starts a thread for `enforce_stop`.
+# 2. A job in hand is finished. A second signal gives it up, by `request_force_stop`.
+# 3. Before the worker waits for another job, `run_maintenance_tasks` sees the note, and raises
+#    `StopRequested`, which ends `work`.
+# 4. If Redis is away, the worker does not come so far. `enforce_stop` ends the process.
 
 
 # Waiting for Redis.
@@ -96,12 +106,13 @@ class PatientRetry(Retry):
 
     - The end of a job is recorded twice. That does no harm. (Only a job that has failed and is to
       run again, by `rq.Retry`, may be queued twice.)
-    - Another job is taken from the queue. RQ fails the first one a minute later.
+    - Another job is taken from the queue. The first one is on a second list, to which RQ moves
+      each job that is taken. If it stays there for a minute, RQ fails it.
     - Delayed jobs would be queued twice. So `DueJobs` does not use this class.
     """
 
-    # When a command of this process has failed last, by `time.monotonic()`. It is an attribute
-    # of the class, as redis-py copies the object for each connection.
+    # When a command of this process has failed last, by `time.monotonic()`, for `Absences` below. It
+    # is an attribute of the class, as redis-py copies the object for each connection.
     last_failure = float("-inf")
 
     def __init__(self):
@@ -155,10 +166,6 @@ class PatientRetry(Retry):
 
 # Delayed jobs.
 
-# How many seconds to wait for an answer about delayed jobs. A worker has a second connection for
-# these. If both are silent, it must give up both within 15 s, and the other one takes 11.
-LOOK_TIMEOUT = 2
-
 
 class DueJobs(RQScheduler):
     """Queues delayed jobs that are due.
@@ -179,8 +186,8 @@ class DueJobs(RQScheduler):
         # connections, not a copy.
         settings = self.connection.get_connection_kwargs()
         settings["socket_timeout"] = LOOK_TIMEOUT
-        # Send nothing again (`PatientRetry` says why).
-        self.connection.set_retry(redis_client.ANSWER_AT_ONCE["retry"])
+        # `PatientRetry` says why.
+        self.connection.set_retry(redis_client.SEND_ONCE)
         # The text of the last unforeseen error, so that it is not logged each second.
         self.last_error = ""
 
@@ -215,13 +222,6 @@ class DueJobs(RQScheduler):
                 redis_client.logger.exception("Delayed jobs can't be queued")
 
 
-class NotificationError(Exception):
-    """A notification that must not be sent: its job fails, without a traceback in the log.
-
-    Task 9 raises it. It is defined here because `handle_exception` below knows it.
-    """
-
-
 # Times, all of them in seconds.
 #
 # A worker gives two signs of life. By a heartbeat, it stays registered in Redis; `rq info` shows
@@ -231,6 +231,9 @@ class NotificationError(Exception):
 # How long a worker waits for a job, before it looks for other things to do. RQ lets its client
 # wait for any answer for 10 more: so a silent connection is given up after 11.
 DEQUEUE_TIMEOUT = 1
+# How long it waits for an answer about delayed jobs. They have a connection of their own. If that
+# is silent, too, it costs so much on top of the 11.
+LOOK_TIMEOUT = 2
 # How often it looks for delayed jobs that are due.
 LOOK_INTERVAL = 1
 # How often it asks, while it is suspended, whether it still is.
@@ -291,6 +294,13 @@ class Absences:
         return time.monotonic() < last + PAUSE_AFTER_ABSENCE
 
 
+class NotificationError(Exception):
+    """A notification that must not be sent: its job fails, without a traceback in the log.
+
+    Task 9 raises it. It is defined here because `handle_exception` below knows it.
+    """
+
+
 class Patient(BaseWorker):
     """What the two workers below add to RQ's: they wait for Redis, and stop between two jobs.
 
@@ -311,7 +321,7 @@ class Patient(BaseWorker):
         options["job_monitoring_interval"] = JOB_MONITORING_INTERVAL
         super().__init__(queues, name, connection=connection, **options)
         self.due_jobs = DueJobs(self.queues, connection, self.serializer)
-        # The process in which `work` was called. In a fork of it, `os.getpid()` is another.
+        # The process in which `work` was called, for `is_fork`.
         self.working_pid = 0
         # How many jobs it has run, for RQ's option `max_jobs`: end after so many.
         self.jobs_done = 0
@@ -324,7 +334,8 @@ class Patient(BaseWorker):
         self.has_given_up = False
         # A flag on which a thread can wait: set when `work` has ended.
         self.work_is_over = threading.Event()
-        # How long the stop may still take. Two threads set this, but it need not be exact.
+        # How long the stop may still take. `enforce_stop` and `execute_job` set this in two threads,
+        # without a lock, as it need not be exact.
         self.stop_time_left = STOP_TIMEOUT
         self.absences = Absences()
         # When each of these is due.
@@ -362,8 +373,8 @@ class Patient(BaseWorker):
     def check_for_suspension(self, burst: bool) -> None:
         """Wait while `rq suspend` is in force, or until a stop.
 
-        RQ's own method relies on `request_stop` to raise an error. `is_suspended` also gives a
-        heartbeat of this worker.
+        RQ's own method ends only if `request_stop` raises an error, and here it does not.
+        `is_suspended` also gives a heartbeat of this worker.
         """
         while is_suspended(self.connection, self) and not self.is_stopping:
             if burst:
@@ -422,14 +433,14 @@ class Patient(BaseWorker):
         super().heartbeat(timeout, pipeline)
         self.next_heartbeat = time.monotonic() + HEARTBEAT_INTERVAL
 
-    # A stop:
-    #
-    # 1. The first signal may come at any moment. RQ's own `request_stop` often raises an error there
-    #    and then. Here, it notes the signal, and starts a thread for `enforce_stop`.
-    # 2. A job in hand is finished. A second signal gives it up, by `request_force_stop`.
-    # 3. Before the worker waits for another job, `run_maintenance_tasks` sees the note, and raises
-    #    `StopRequested`, which ends `work`.
-    # 4. If Redis is away, the worker does not come so far. `enforce_stop` ends the process.
+    # A stop.
+
+    def is_fork(self) -> bool:
+        """Return whether this process is a work horse that has no handlers of its own yet.
+
+        A Ctrl-C goes to all processes of a terminal. But it is up to the worker to stop the horse.
+        """
+        return os.getpid() != self.working_pid
 
     def request_stop(self, signum, frame) -> None:
         """Note that the worker is to stop.
@@ -438,9 +449,7 @@ class Patient(BaseWorker):
         own method raises `StopRequested` at once, instead of setting a flag. A job that Redis
         has just handed over would be lost. So the error is dropped here.
         """
-        if os.getpid() != self.working_pid:
-            # This is a fork, such as a work horse that has no handlers of its own yet. A Ctrl-C
-            # goes to all processes of a terminal, but the work horse must go on.
+        if self.is_fork():
             return
         self.is_stopping = True
         # A daemon thread does not keep the process alive.
@@ -466,6 +475,8 @@ class Patient(BaseWorker):
         RQ ignores a signal that comes within a second of the first: after a Ctrl-C, the workers
         of a pool get one from the terminal, and one from the pool.
         """
+        if self.is_fork():
+            return
         try:
             super().request_force_stop(signum, frame)
         except SystemExit:

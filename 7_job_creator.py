@@ -73,7 +73,6 @@ def main() -> None:
 
 logger = redis_client.logger
 JobEvent = processor_7.JobEvent
-# The status that RQ records. The members are strings: `JobStatus.STARTED == "started"`.
 JobStatus = rq.job.JobStatus
 
 # A function that is called with a job, the name of an event, and its detail.
@@ -85,8 +84,7 @@ Position = tuple[int, int]
 # The threads that follow jobs, one for each queue.
 followers: set["Follower"] = set()
 # A follower ends when it has no jobs. Without this lock, it could end in just the moment in which
-# `follow` gives it some. So `follow` holds the lock, and so does a follower that ends. (Only
-# looking at `followers` needs no lock.)
+# `follow` gives it some. So `follow` holds the lock, and so does a follower that ends.
 followers_lock = threading.Lock()
 
 
@@ -104,8 +102,7 @@ def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
     followed again: the handler would hear of the first end.) If a job was queued without `HOOKS`,
     it hears of the end up to a second later.
 
-    However often this is called, it takes one thread and one connection for each queue. (If two
-    clients are used for a queue, it takes two.)
+    However often this is called, it takes one thread and one connection for each queue.
     """
     with followers_lock:
         follower = follower_of(queue)
@@ -124,7 +121,7 @@ def wait_for_jobs() -> None:
     """
     # A handler may call `follow`, and so start another follower. So look until there is none.
     while followers:
-        # A copy, because each leaves the set when it ends.
+        # A copy, because each leaves the set when it ends. (To copy is one step, and needs no lock.)
         for follower in followers.copy():
             follower.join()
     if Follower.has_failed:
@@ -135,7 +132,8 @@ def wait_for_jobs() -> None:
 def follower_of(queue: rq.Queue) -> "Follower":
     """Return the follower of a queue, or a new one, which is not started yet."""
     for follower in followers:
-        # To RQ, queues with the same name are equal, even those of two servers.
+        # To RQ, queues with the same name are equal, even those of two servers. So compare the
+        # clients, too.
         if follower.queue == queue and follower.connection is queue.connection:
             return follower
     return Follower(queue)
@@ -164,8 +162,8 @@ PAUSE = 0.002
 # How many seconds RQ may take to record an end, after its event has been read.
 RECORD_TIMEOUT = 1
 
-# Held while a handler is called: one at a time, as in JavaScript. An `RLock` is a lock that its own
-# thread may take again: a handler that forks does so.
+# Held while a handler is called: one at a time, as in JavaScript. (It is an `RLock` because of
+# forks: see the end of this file.)
 handler_lock = threading.RLock()
 
 
@@ -173,7 +171,7 @@ def is_script_running() -> bool:
     """Return whether a thread runs that keeps the script alive.
 
     A daemon thread would be stopped at the end of the script, perhaps in the middle of a line. So
-    a follower is not one. Python waits for all other threads at the end of the script, so a
+    a follower is not a daemon. Python waits for all such threads at the end of the script, so a
     follower must notice the end by itself. Followers don't count, or two would keep each other
     alive.
     """
@@ -193,12 +191,15 @@ class Follower(threading.Thread):
             leave_if_done
             take_turn                       again and again:
                 admit_newcomers             begins to follow the jobs given by `follow`
-                handle_lost_ends            once a second, asks RQ which jobs have ended
-                handle_news                 waits for entries in the stream
-                    read_entries
+                handle_lost_ends            once a second
+                    statuses_of             asks RQ which jobs have ended
+                    handle_news             until all entries of the stream are read
+                    handle_event            for the jobs that have not written their end
+                handle_news
+                    read_entries            waits for entries in the stream
                     handle_entries
-                        wait_for_records    until RQ has recorded their ends
-                        handle_event        calls the handlers of one job
+                        wait_for_records    until RQ has recorded the ends
+                        handle_event        calls the handlers of a job
 
     It ends when there is no job left to follow, or when the script ends. A script that wants to
     hear of all ends calls `wait_for_jobs`. If Redis does not allow the follower to read the
@@ -249,7 +250,7 @@ class Follower(threading.Thread):
 
         In that case, the follower ends before its jobs, for one of two reasons:
 
-        1. The script has ended. Nobody will look at `has_failed`.
+        1. The script has ended. (Then `has_failed` makes no difference.)
         2. A handler has called `sys.exit()`, which `except Exception` does not catch. It ends
            only this thread. But then `wait_for_jobs` ends the script, with status 1.
         """
@@ -318,8 +319,50 @@ class Follower(threading.Thread):
         # A second earlier, as clocks are not exact.
         return int(1000 * (seconds - age - 1)), 0
 
+    def handle_lost_ends(self) -> None:
+        """Handle the ends that are not in the stream. A killed job, for example, writes none.
+
+        1. Ask RQ which jobs have ended.
+        2. Read the stream to its end. RQ records an end after its event. So what these jobs have
+           written is there by now, and is handled here.
+        3. If one of them is still followed, it has not written its end. Handle that.
+        """
+        job_ids = list(self.listeners)
+        begin = time.monotonic()
+        statuses = self.statuses_of(job_ids)
+        # To ask about thousands of jobs takes a while. Do so for a tenth of the time at most.
+        pause = max(CHECK_INTERVAL, 10 * (time.monotonic() - begin))
+        self.next_check = time.monotonic() + pause
+        while self.handle_news():
+            pass
+        # This is later than any position in the stream, so `handle_event` will not skip the event.
+        after_all = (2**63, 0)
+        for job_id, status in zip(job_ids, statuses):
+            if job_id in self.listeners and has_ended(status):
+                # Any of its listeners knows the job.
+                job = self.listeners[job_id][0].job
+                self.handle_event(end_of(job, status), after_all)
+
+    def statuses_of(self, job_ids: list[str]) -> list[str | None]:
+        """Return the statuses of jobs in RQ, in one round trip. None is for a job that is gone."""
+        with self.connection.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hget(rq.job.Job.key_for(job_id), "status")
+            answers = pipe.execute()
+        statuses: list[str | None] = []
+        for answer in answers:
+            if answer is None:
+                statuses.append(None)
+            else:
+                statuses.append(answer.decode())
+        return statuses
+
     def handle_news(self, wait: float = 0) -> bool:
-        """Read the next entries, and handle them. Return whether there may be more."""
+        """Read the next entries, and handle them. Return whether there may be more.
+
+        `take_turn` waits for some. `handle_lost_ends` does not wait, and calls this until there
+        are none.
+        """
         entries = self.read_entries(wait)
         if not entries:
             return False
@@ -334,6 +377,7 @@ class Follower(threading.Thread):
 
         If Redis refuses to read it, there are none. RQ still knows which jobs have ended.
         """
+        # `admit_newcomers` has set the position.
         milliseconds, number = self.position
         last_id = f"{milliseconds}-{number}"
         # Milliseconds. 0 would be for ever, None is not at all.
@@ -380,7 +424,8 @@ class Follower(threading.Thread):
             news.append((event, position_of(entry_id)))
             if event.name in ENDS:
                 ended.append(job_id)
-        self.wait_for_records(ended)
+        if ended:
+            self.wait_for_records(ended)
         for event, position in news:
             self.handle_event(event, position)
 
@@ -390,6 +435,7 @@ class Follower(threading.Thread):
         If a worker is killed at just this moment, its job stays `started` for a minute.
         """
         end = time.monotonic() + RECORD_TIMEOUT
+        # The members of `JobStatus` are strings: this one is equal to "started".
         while JobStatus.STARTED in self.statuses_of(job_ids):
             if time.monotonic() > end:
                 return
@@ -413,44 +459,6 @@ class Follower(threading.Thread):
             except Exception:
                 Follower.has_failed = True
                 logger.exception("Error in a handler of job %s", event.job_id)
-
-    def handle_lost_ends(self) -> None:
-        """Handle the ends that are not in the stream. A killed job, for example, writes none.
-
-        1. Ask RQ which jobs have ended.
-        2. Read the stream to its end. RQ records an end after its event. So what these jobs have
-           written is there by now, and is handled here.
-        3. If one of them is still followed, it has not written its end. Handle that.
-        """
-        job_ids = list(self.listeners)
-        begin = time.monotonic()
-        statuses = self.statuses_of(job_ids)
-        # To ask about thousands of jobs takes a while. After 0.3 s of that, ask again in 3 s.
-        pause = max(CHECK_INTERVAL, 10 * (time.monotonic() - begin))
-        self.next_check = time.monotonic() + pause
-        while self.handle_news():
-            pass
-        # This is later than any position in the stream, so `handle_event` will not skip the event.
-        after_all = (2**63, 0)
-        for job_id, status in zip(job_ids, statuses):
-            if job_id in self.listeners and has_ended(status):
-                # Any of its listeners knows the job.
-                job = self.listeners[job_id][0].job
-                self.handle_event(end_of(job, status), after_all)
-
-    def statuses_of(self, job_ids: list[str]) -> list[str | None]:
-        """Return the statuses of jobs in RQ, in one round trip. None is for a job that is gone."""
-        with self.connection.pipeline(transaction=False) as pipe:
-            for job_id in job_ids:
-                pipe.hget(rq.job.Job.key_for(job_id), "status")
-            answers = pipe.execute()
-        statuses: list[str | None] = []
-        for answer in answers:
-            if answer is None:
-                statuses.append(None)
-            else:
-                statuses.append(answer.decode())
-        return statuses
 
 
 def position_of(entry_id: bytes) -> Position:
@@ -498,7 +506,8 @@ def result_of(job: rq.job.Job) -> rq.results.Result | None:
 def error_in(text: str | None) -> str:
     """Return the error in a text that RQ has recorded, without its class; "" if there is none.
 
-    The text is about a killed work horse, or it is a traceback, such as
+    The text is like "Work-horse terminated unexpectedly; waitpid returned 9 (signal 9); ", or it is
+    a traceback, such as
 
         Traceback (most recent call last):
           File "shop.py", line 7, in pay
@@ -506,7 +515,6 @@ def error_in(text: str | None) -> str:
         shop.PaymentError: no money: none at all
     """
     lines = []
-    # The text that RQ writes for a killed work horse ends with "; ".
     for line in (text or "").strip("; \n").splitlines():
         if line.startswith(" "):
             # Forget all up to here. The error comes after the last line of this kind.
@@ -514,16 +522,16 @@ def error_in(text: str | None) -> str:
         else:
             lines.append(line)
     error = "\n".join(lines)
-    # A class has no space in its name; other texts have one before the first ": ".
+    # What stands before the first ": " is a class only if it has no space in it.
     name, _, message = error.partition(": ")
     if " " in name or not message:
         return error
     return message
 
 
-# Forks.
+# Forks. Skip this unless your program forks.
 #
-# A program may fork while it follows jobs, for example by `multiprocessing`. In the child, only
+# It may do so while it follows jobs, for example by `multiprocessing`. In the child, only
 # the thread that forked goes on. What another had locked at that moment stays locked there for
 # ever: one of the two locks, or the output, which has a lock of its own while a handler prints.
 # So:
@@ -532,11 +540,16 @@ def error_in(text: str | None) -> str:
 # 2. In the parent, release them.
 # 3. In the child, make new ones.
 #
-# Why new ones? A handler may fork, too. Its thread holds `handler_lock`, and `before_fork` takes it
-# a second time. The child begins in the middle of the handler, with the lock held. A child of
-# `multiprocessing` runs its own function and exits. It never returns to the handler, so the lock
-# would never be released, and a follower in the child would wait for it for ever. (After a bare
-# `os.fork`, call `os._exit` in the child, for the same reason.)
+# Why new ones? A handler may fork, too:
+#
+# 1. Its thread holds `handler_lock`, and `before_fork` takes it a second time. (An `RLock` allows
+#    that to the thread which has it.)
+# 2. The child begins in the middle of the handler, with the lock held.
+# 3. A child of `multiprocessing` runs its own function, and exits. It does not return to the handler,
+#    so the lock is never released there, and a follower in the child would wait for it for ever.
+#
+# (After a bare `os.fork` in a handler, call `os._exit` in the child. If it returned, it would go on
+# to follow the jobs of its parent.)
 
 
 def before_fork() -> None:
