@@ -39,9 +39,8 @@ def main() -> None:
     """Work on the queue until stopped. Twin of `queue.process`."""
     client = redis_client.create_client()
     client.ping()  # without Redis, end here: the worker would wait for it
-    PatientWorker(
-        [QUEUE], connection=client
-    ).work()  # see below; each job names its function
+    # The worker is defined below. Which function to call, each job says itself.
+    PatientWorker([QUEUE], connection=client).work()
 
 
 # The exercise ends here. RQ's own `Worker` would do for it. The rest is for a second reading:
@@ -51,8 +50,8 @@ def main() -> None:
 # RQ's `work` is a loop that calls other methods. This is that loop, in short. The classes at the
 # end of this file override all of these methods.
 #
-#     work                                    until one of these raises `StopRequested` (or, with
-#                                             some options of RQ, until no job is left):
+#     work                                    repeats this, until a method raises `StopRequested` or
+#                                             no job is left to wait for:
 #         check_for_suspension                waits while `rq suspend` is in force
 #             heartbeat
 #         run_maintenance_tasks               looks for dead workers
@@ -73,18 +72,50 @@ def main() -> None:
 #
 # A stop:
 #
-# 1. The first signal may come at any moment. RQ's own `request_stop` often raises an error there
-#    and then. Here, it notes the signal, and starts a thread for `enforce_stop`.
-# 2. A job in hand is finished. A second signal gives it up, by `request_force_stop`.
+# 1. A first signal may come at any moment. If no job runs, RQ's own `request_stop` raises an error
+#    there and then, and a job that is just arriving would be lost. Here, it only notes the signal,
+#    and starts a thread for `enforce_stop`.
+# 2. A job in hand is finished.
 # 3. Before the worker waits for another job, `run_maintenance_tasks` sees the note, and raises
 #    `StopRequested`, which ends `work`.
-# 4. If Redis is away, the worker does not come so far. `enforce_stop` ends the process.
+# 4. If Redis is away, the worker does not get to step 3. Then `enforce_stop` ends the process.
+# 5. At a second signal, `request_force_stop` gives up the job in hand. It kills the work horse, and
+#    raises `SystemExit`, which ends `work` and the process.
+
+
+# Times, all of them in seconds.
+#
+# A worker gives two signs of life. By a heartbeat, it stays registered in Redis; `rq info` shows
+# that. During a job, it also renews the lease of the job. When a lease is over, its worker counts
+# as dead, and another worker fails the job.
+
+# How often a command is tried again while Redis is away.
+RETRY_INTERVAL = 0.5
+# How long a worker waits for a job, before it looks for other things to do. RQ gives up a silent
+# connection 10 seconds later than that: after 11.
+DEQUEUE_TIMEOUT = 1
+# How long it waits for an answer about delayed jobs, on a second connection. If both are silent, it
+# gives them up after 11 and 2 seconds.
+LOOK_TIMEOUT = 2
+# How often it looks for delayed jobs that are due.
+LOOK_INTERVAL = 1
+# How often it asks, while it is suspended, whether it still is.
+SUSPENSION_INTERVAL = 0.5
+# How often it gives a heartbeat.
+HEARTBEAT_INTERVAL = 1
+# For how long a heartbeat is good. RQ adds 60, so it is 75.
+WORKER_TTL = 15
+# How often RQ renews the lease of a job. It is good for 60 more, so for 65.
+JOB_MONITORING_INTERVAL = 5
+# How often a worker looks for leases that are over.
+MAINTENANCE_INTERVAL = 5
+# How long a stop may take, not counting the time for a job in hand.
+STOP_TIMEOUT = 1.5
+# How often `enforce_stop` looks at that.
+STOP_INTERVAL = 0.1
 
 
 # Waiting for Redis.
-
-# Seconds until a command is tried again.
-RETRY_INTERVAL = 0.5
 
 
 def is_full(error: Exception) -> bool:
@@ -102,13 +133,13 @@ def is_full(error: Exception) -> bool:
 class PatientRetry(Retry):
     """Sends a command again and again while Redis is away or full.
 
-    If only the answer was lost, it sends a command again that Redis has carried out:
+    If only the answer was lost, a command is sent again that Redis has carried out. When it
 
-    - The end of a job is recorded twice. That does no harm. (Only a job that has failed and is to
-      run again, by `rq.Retry`, may be queued twice.)
-    - Another job is taken from the queue. The first one is on a second list, to which RQ moves
-      each job that is taken. If it stays there for a minute, RQ fails it.
-    - Delayed jobs would be queued twice. So `DueJobs` does not use this class.
+    - records the end of a job, that is recorded twice, which does no harm, but in a rare case: a
+      job that has failed, and is to run again (by `rq.Retry`), is queued twice.
+    - takes a job from the queue, another job is taken. The first one stays on a second list, to
+      which RQ has moved it. RQ fails it after a minute.
+    - queues delayed jobs, they would be queued twice. So `DueJobs`, below, does not use this class.
     """
 
     # When a command of this process has failed last, by `time.monotonic()`, for `Absences` below. It
@@ -186,7 +217,8 @@ class DueJobs(RQScheduler):
         # connections, not a copy.
         settings = self.connection.get_connection_kwargs()
         settings["socket_timeout"] = LOOK_TIMEOUT
-        # `PatientRetry` says why.
+        # If the answer to a transaction was lost, and it was sent again, its jobs would be queued
+        # twice.
         self.connection.set_retry(redis_client.SEND_ONCE)
         # The text of the last unforeseen error, so that it is not logged each second.
         self.last_error = ""
@@ -197,9 +229,9 @@ class DueJobs(RQScheduler):
         One worker at a time looks at the delayed jobs of a queue, the one that has its lock. If
         Redis is away or full, these jobs wait for the next look.
 
-        After any error, this worker keeps its locks, as it may be unable to release them. The next
-        `acquire_locks` renews them. If there is none within a minute, they expire, and other
-        workers can take them.
+        After any error, this worker keeps its locks, as it may be unable to release them. With RQ,
+        it can acquire a lock again that it has; that renews it. If it does not do so within a
+        minute, the lock expires, and another worker can take it.
         """
         try:
             self.acquire_locks()
@@ -209,7 +241,7 @@ class DueJobs(RQScheduler):
         except redis_client.REFUSED as error:
             if is_full(error):
                 return
-            # A missing right, say. Waiting does not help, so this ends the worker.
+            # A missing permission, say. Waiting does not help, so this ends the worker.
             raise
         except redis_client.AWAY:
             return
@@ -220,36 +252,6 @@ class DueJobs(RQScheduler):
             if str(error) != self.last_error:
                 self.last_error = str(error)
                 redis_client.logger.exception("Delayed jobs can't be queued")
-
-
-# Times, all of them in seconds.
-#
-# A worker gives two signs of life. By a heartbeat, it stays registered in Redis; `rq info` shows
-# that. During a job, it also renews the lease of the job. When a lease is over, its worker counts
-# as dead, and another worker fails the job.
-
-# How long a worker waits for a job, before it looks for other things to do. RQ lets its client
-# wait for any answer for 10 more: so a silent connection is given up after 11.
-DEQUEUE_TIMEOUT = 1
-# How long it waits for an answer about delayed jobs. They have a connection of their own. If that
-# is silent, too, it costs so much on top of the 11.
-LOOK_TIMEOUT = 2
-# How often it looks for delayed jobs that are due.
-LOOK_INTERVAL = 1
-# How often it asks, while it is suspended, whether it still is.
-SUSPENSION_INTERVAL = 0.5
-# How often it gives a heartbeat.
-HEARTBEAT_INTERVAL = 1
-# For how long a heartbeat is good. RQ adds 60, so it is 75.
-WORKER_TTL = 15
-# How often RQ renews the lease of a job. It is good for 60 more, so for 65.
-JOB_MONITORING_INTERVAL = 5
-# How often a worker looks for leases that are over.
-MAINTENANCE_INTERVAL = 5
-# How long a stop may take, not counting the time for a job in hand.
-STOP_TIMEOUT = 1.5
-# How often `enforce_stop` looks at that.
-STOP_INTERVAL = 0.1
 
 
 # Absences.
@@ -273,8 +275,8 @@ class Absences:
     """What a worker knows about absences."""
 
     def __init__(self):
-        # By `time.time()`, which goes on while the machine is asleep. `time.monotonic()`, which is
-        # better for intervals, may stand still.
+        # By `time.time()`, the clock by which leases end. It goes on while the machine is asleep;
+        # `time.monotonic()`, by which all other times here are, may stand still.
         self.last_active = time.time()
         # A new worker does not know whether there was an absence. It begins as if there was.
         self.last_absence = time.monotonic()
@@ -304,9 +306,9 @@ class NotificationError(Exception):
 class Patient(BaseWorker):
     """What the two workers below add to RQ's: they wait for Redis, and stop between two jobs.
 
-    `super()` follows the order of the object's class. For a `PatientWorker`, that is
-    `PatientWorker`, `Patient`, `Worker`, `BaseWorker`: so here, it calls a method of `Worker`. For
-    a `PatientSimpleWorker`, it calls one of `SimpleWorker`.
+    It stands before RQ's class in `class PatientWorker(Patient, Worker)`. `super()` goes through the
+    classes of an object in order: `PatientWorker`, `Patient`, `Worker`, `BaseWorker`. So here, it
+    calls a method of `Worker` (or of `SimpleWorker`, in a `PatientSimpleWorker`).
 
     A worker changes the `Retry` of the client that it is given. It sets `worker_ttl` and
     `job_monitoring_interval` itself, and ignores `with_scheduler`, which it does not need.
@@ -334,8 +336,7 @@ class Patient(BaseWorker):
         self.has_given_up = False
         # A flag on which a thread can wait: set when `work` has ended.
         self.work_is_over = threading.Event()
-        # How long the stop may still take. `enforce_stop` and `execute_job` set this in two threads,
-        # without a lock, as it need not be exact.
+        # How long a stop may still take: see `enforce_stop`.
         self.stop_time_left = STOP_TIMEOUT
         self.absences = Absences()
         # When each of these is due.
@@ -436,25 +437,25 @@ class Patient(BaseWorker):
     # A stop.
 
     def is_fork(self) -> bool:
-        """Return whether this process is a work horse that has no handlers of its own yet.
+        """Return whether this process is a fork of the worker: a work horse.
 
-        A Ctrl-C goes to all processes of a terminal. But it is up to the worker to stop the horse.
+        It has the handlers of the worker, too, until RQ sets those of the horse. A Ctrl-C goes to
+        all processes of a terminal. But it is up to the worker to stop the horse.
         """
         return os.getpid() != self.working_pid
 
     def request_stop(self, signum, frame) -> None:
         """Note that the worker is to stop.
 
-        RQ's `work` makes this the handler for SIGINT (Ctrl-C) and SIGTERM. If no job runs, RQ's
-        own method raises `StopRequested` at once, instead of setting a flag. A job that Redis
-        has just handed over would be lost. So the error is dropped here.
+        RQ's `work` makes this the handler for SIGINT (Ctrl-C) and SIGTERM.
         """
         if self.is_fork():
             return
         self.is_stopping = True
         # A daemon thread does not keep the process alive.
         threading.Thread(target=self.enforce_stop, daemon=True).start()
-        # RQ's own method is needed to make `request_force_stop` the handler from now on.
+        # RQ's own method makes `request_force_stop` the handler from now on. Then, if no job runs, it
+        # raises `StopRequested`, which is dropped here. (If a job runs, it sets a flag of RQ's.)
         with suppress(StopRequested):
             super().request_stop(signum, frame)
 
@@ -468,9 +469,8 @@ class Patient(BaseWorker):
     def request_force_stop(self, signum, frame) -> None:
         """Give up the job in hand. This is the handler for a second signal.
 
-        RQ's own method kills the work horse, and raises `SystemExit`. In a
-        `PatientSimpleWorker`, there is no horse, and `SystemExit` is raised inside the job. RQ
-        takes it for an error of the job, and calls `handle_exception`.
+        In a `PatientSimpleWorker`, there is no horse, and `SystemExit` is raised inside the job. RQ
+        takes it for an error of the job, and calls `handle_exception`. Then step 3 ends `work`.
 
         RQ ignores a signal that comes within a second of the first: after a Ctrl-C, the workers
         of a pool get one from the terminal, and one from the pool.
@@ -486,13 +486,15 @@ class Patient(BaseWorker):
     def enforce_stop(self) -> None:
         """End the process if the stop takes too long, because Redis does not answer.
 
-        This runs in a thread of its own, as the main thread may be waiting for Redis.
+        This runs in a thread of its own, as the main thread may be waiting for Redis. It counts
+        down `stop_time_left`, but not during a job. If a job comes after the signal,
+        `execute_job` gives the stop its full time again, so that the job can start. (Two threads
+        set this without a lock, as it need not be exact.)
         """
         while self.stop_time_left > 0:
             if self.work_is_over.wait(STOP_INTERVAL):
                 return
-            # A job in hand stops the clock, and after the job, it goes on from where it was. If
-            # the job is given up, the worker may still wait for Redis on its way out.
+            # If the job is given up, the worker may still wait for Redis on its way out.
             if self.has_given_up or not self.has_job_in_hand():
                 self.stop_time_left -= STOP_INTERVAL
         # `sys.exit` would end this thread only. The status is 0, as a stop was asked for.
@@ -506,8 +508,7 @@ class Patient(BaseWorker):
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run a job, and count it."""
-        # A job may come just after a signal. Until `has_job_in_hand` knows of it, `enforce_stop`
-        # counts down. So give the stop its full time again.
+        # For `enforce_stop`, which counts down until `has_job_in_hand` knows of the job.
         self.stop_time_left = STOP_TIMEOUT
         super().execute_job(job, queue)
         self.jobs_done += 1
@@ -546,9 +547,9 @@ class PatientWorker(Patient, Worker):
     def wait_for_horse(self):
         """Wait until the work horse ends, or for JOB_MONITORING_INTERVAL seconds.
 
-        When the interval is over, this raises `HorseMonitorTimeoutException`. RQ catches it, renews
-        the lease, and calls this again. But first, it computes `now() - job.started_at`. If that
-        is a minute longer than the job may take, it kills the horse.
+        When the interval is over, this raises `HorseMonitorTimeoutException`. RQ catches it, and
+        computes `now() - job.started_at`. If that is a minute longer than the job may take, RQ
+        kills the horse. Otherwise it renews the lease, and calls this again.
 
         That is wrong after the machine was asleep for an hour, as the horse has not worked for
         that hour. It is also wrong after Redis was away for an hour: the job may be done long

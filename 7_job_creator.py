@@ -67,9 +67,10 @@ def main() -> None:
 #    job, to delete or requeue it. So the follower waits for this before it calls the handler.
 # 4. A job that is killed does not write to the stream. But RQ records its end. So once a second,
 #    the follower asks RQ which jobs have ended.
-# 5. If `follow` is called again for a queue, its follower runs already, and may have read past some
-#    events of the new jobs. So it goes back in the stream, to where the jobs were created, and each
-#    listener (a job and its handler) remembers how far it has heard.
+# 5. If `follow` is called again for a queue, its follower runs already. It may have read past the
+#    first events of the new jobs, when nobody listened to them. So it goes back in the stream, to
+#    where the new jobs were created. There it reads events of other jobs a second time. So each
+#    listener (a job and its handler) remembers how far it has heard, and hears nothing twice.
 
 logger = redis_client.logger
 JobEvent = processor_7.JobEvent
@@ -77,8 +78,8 @@ JobStatus = rq.job.JobStatus
 
 # A function that is called with a job, the name of an event, and its detail.
 Handler = Callable[[rq.job.Job, str, object], None]
-# A place in the stream: milliseconds, by the clock of Redis, and a number. The id of an entry,
-# such as b"1700000000000-0", holds the same.
+# A place in the stream: the milliseconds, by the clock of Redis, and a number that counts within
+# one millisecond. The id of an entry, such as b"1700000000000-0", holds the same.
 Position = tuple[int, int]
 
 # The threads that follow jobs, one for each queue.
@@ -102,7 +103,8 @@ def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
     followed again: the handler would hear of the first end.) If a job was queued without `HOOKS`,
     it hears of the end up to a second later.
 
-    However often this is called, it takes one thread and one connection for each queue.
+    However often this is called, it takes one thread and one connection for each queue and client.
+    (`create_queue` makes a new client each time. So keep the `Queue` that it returns.)
     """
     with followers_lock:
         follower = follower_of(queue)
@@ -121,10 +123,11 @@ def wait_for_jobs() -> None:
     """
     # A handler may call `follow`, and so start another follower. So look until there is none.
     while followers:
-        # A copy, because each leaves the set when it ends. (To copy is one step, and needs no lock.)
+        # A copy, because each leaves the set when it ends.
         for follower in followers.copy():
             follower.join()
     if Follower.has_failed:
+        # The caller may catch the `SystemExit`, and go on.
         Follower.has_failed = False
         raise SystemExit(1)
 
@@ -167,23 +170,6 @@ RECORD_TIMEOUT = 1
 handler_lock = threading.RLock()
 
 
-def is_script_running() -> bool:
-    """Return whether a thread runs that keeps the script alive.
-
-    A daemon thread would be stopped at the end of the script, perhaps in the middle of a line. So
-    a follower is not a daemon. Python waits for all such threads at the end of the script, so a
-    follower must notice the end by itself. Followers don't count, or two would keep each other
-    alive.
-    """
-    if threading.main_thread().is_alive():
-        return True
-    for thread in threading.enumerate():
-        # The list still contains the main thread, which has ended. So ask `is_alive`.
-        if thread.is_alive() and not thread.daemon and not isinstance(thread, Follower):
-            return True
-    return False
-
-
 class Follower(threading.Thread):
     """Reads the stream of a queue, and calls the handlers of the jobs that it follows.
 
@@ -210,7 +196,7 @@ class Follower(threading.Thread):
     has_failed = False
 
     def __init__(self, queue: rq.Queue):
-        # See `is_script_running`.
+        # Not a daemon (see `is_script_running`), even if it is one that calls `follow`.
         super().__init__(daemon=False)
         self.queue = queue
         # A client of redis-py has a pool of connections, and borrows one for each command. So other
@@ -250,7 +236,7 @@ class Follower(threading.Thread):
 
         In that case, the follower ends before its jobs, for one of two reasons:
 
-        1. The script has ended. (Then `has_failed` makes no difference.)
+        1. The script has ended. Nobody is left to read `has_failed`.
         2. A handler has called `sys.exit()`, which `except Exception` does not catch. It ends
            only this thread. But then `wait_for_jobs` ends the script, with status 1.
         """
@@ -260,12 +246,12 @@ class Follower(threading.Thread):
                 followers.remove(self)
 
     def take_turn(self) -> None:
-        """Take the three steps once."""
+        """Admit newcomers, handle lost ends, and handle news, once."""
         try:
             self.admit_newcomers()
             if time.monotonic() > self.next_check:
                 self.handle_lost_ends()
-            # This does not wait for long. When the script ends, Python waits for this thread.
+            # This must not wait for long, because Python waits for this thread at the script's end.
             self.handle_news(wait=CHECK_INTERVAL / 2)
             time.sleep(PAUSE)
         except redis_client.REFUSED as error:
@@ -286,8 +272,8 @@ class Follower(threading.Thread):
         Some of their events may have been read already. So go back in the stream, to where the
         jobs were created. `handle_event` calls no handler twice for the same event.
         """
-        # While Redis is asked, below, the lock is free, and the newcomers stay on the list. If Redis
-        # is away, the next turn tries again.
+        # Don't hold the lock while Redis is asked, or `follow` would wait for Redis, too. And keep the
+        # newcomers on the list until then, or they would be lost if Redis is away.
         with followers_lock:
             newcomers = self.newcomers.copy()
         if not newcomers:
@@ -317,7 +303,8 @@ class Follower(threading.Thread):
         seconds, _microseconds = self.connection.time()
         age = time.time() - created_at
         # A second earlier, as clocks are not exact.
-        return int(1000 * (seconds - age - 1)), 0
+        milliseconds = int(1000 * (seconds - age - 1))
+        return milliseconds, 0
 
     def handle_lost_ends(self) -> None:
         """Handle the ends that are not in the stream. A killed job, for example, writes none.
@@ -330,7 +317,7 @@ class Follower(threading.Thread):
         job_ids = list(self.listeners)
         begin = time.monotonic()
         statuses = self.statuses_of(job_ids)
-        # To ask about thousands of jobs takes a while. Do so for a tenth of the time at most.
+        # To ask about thousands of jobs takes a while. So the pause is at least ten times as long.
         pause = max(CHECK_INTERVAL, 10 * (time.monotonic() - begin))
         self.next_check = time.monotonic() + pause
         while self.handle_news():
@@ -367,7 +354,8 @@ class Follower(threading.Thread):
         if not entries:
             return False
         self.handle_entries(entries)
-        # Only now: `handle_entries` asks RQ. If Redis is away then, the entries are read again.
+        # Move on only after that: if Redis goes away in `handle_entries`, which asks RQ, these entries
+        # are to be read again.
         last_id, _ = entries[-1]
         self.position = position_of(last_id)
         return len(entries) == ENTRIES_AT_ONCE
@@ -432,7 +420,8 @@ class Follower(threading.Thread):
     def wait_for_records(self, job_ids: list[str]) -> None:
         """Wait until none of the jobs is `started` any more, for RECORD_TIMEOUT at most.
 
-        If a worker is killed at just this moment, its job stays `started` for a minute.
+        There is a limit because a job stays `started` for a minute if its worker is killed at just
+        this moment.
         """
         end = time.monotonic() + RECORD_TIMEOUT
         # The members of `JobStatus` are strings: this one is equal to "started".
@@ -447,8 +436,6 @@ class Follower(threading.Thread):
         After its end, a job is followed no more.
         """
         listeners = self.listeners.get(event.job_id, [])
-        if event.name in ENDS:
-            self.listeners.pop(event.job_id, None)
         for listener in listeners:
             if listener.position >= position:
                 continue
@@ -459,6 +446,24 @@ class Follower(threading.Thread):
             except Exception:
                 Follower.has_failed = True
                 logger.exception("Error in a handler of job %s", event.job_id)
+        if event.name in ENDS:
+            self.listeners.pop(event.job_id, None)
+
+
+def is_script_running() -> bool:
+    """Return whether a thread runs that keeps the script alive, other than followers.
+
+    Python ends a script when all its threads have ended that are no daemons. Followers are none.
+    (A daemon would be stopped at the end of the script, perhaps in the middle of a line.) So each
+    follower must itself end when all other such threads have.
+    """
+    if threading.main_thread().is_alive():
+        return True
+    for thread in threading.enumerate():
+        # The list still contains the main thread, which has ended. So ask `is_alive`.
+        if thread.is_alive() and not thread.daemon and not isinstance(thread, Follower):
+            return True
+    return False
 
 
 def position_of(entry_id: bytes) -> Position:
@@ -517,7 +522,7 @@ def error_in(text: str | None) -> str:
     lines = []
     for line in (text or "").strip("; \n").splitlines():
         if line.startswith(" "):
-            # Forget all up to here. The error comes after the last line of this kind.
+            # The error comes after the last line that is indented. So forget all up to here.
             lines.clear()
         else:
             lines.append(line)
@@ -548,15 +553,15 @@ def error_in(text: str | None) -> str:
 # 3. A child of `multiprocessing` runs its own function, and exits. It does not return to the handler,
 #    so the lock is never released there, and a follower in the child would wait for it for ever.
 #
-# (After a bare `os.fork` in a handler, call `os._exit` in the child. If it returned, it would go on
-# to follow the jobs of its parent.)
+# After a bare `os.fork` in a handler, call `os._exit` in the child. If the child returned from the
+# handler, it would go on to follow the jobs of its parent.
 
 
 def before_fork() -> None:
     """Take both locks.
 
     Wait for a handler for a second at most: it may take long, or it may wait for the very thread
-    that forks. (Then, if it prints at just that moment, the output of the child stays locked.)
+    that forks. After that second, the fork takes place even if a handler is printing.
     """
     handler_lock.acquire(timeout=1)
     followers_lock.acquire()
