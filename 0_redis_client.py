@@ -58,10 +58,9 @@ DEFAULTS = {
     "driver_info": None,
 }
 
-# With this, a client sends each command once, and raises the true error. `retries=0` is not enough
-# for that. After an error of a kind in `supported_errors`, redis-py closes the connection. If it
-# was watching keys, as in the transaction of 9_stock.py, that raises `WatchError` in place of the
-# true error, and the transaction begins again, as if a key had changed. So no kind is in it.
+# With this, a client sends each command once. (`supported_errors` is about clients that watch keys,
+# as that of 9_stock.py. If such a client loses its connection, redis-py would otherwise raise
+# `WatchError`, as if a key had changed, in place of the true error.)
 SEND_ONCE = Retry(NoBackoff(), retries=0, supported_errors=())
 
 # The options for 9_stock.py. It must answer its own clients soon, with an error if need be.
@@ -118,12 +117,18 @@ def prepare_process() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def is_prepared() -> bool:
+    """Return whether standard output is another object than at the start of Python.
+
+    That is so in a worker of 7_job_processor.py (it is a fork, whose parent has called
+    `prepare_process`), and in IDLE or Jupyter (which handle output and Ctrl-C themselves).
+    """
+    return sys.stdout is not sys.__stdout__
+
+
 def run(main: Callable, *arguments) -> None:
     """Call `main` as a script. Without Redis, print one line, and end with status 1."""
-    # In two cases, `sys.stdout` is another object than at the start of Python, and nothing must
-    # be prepared: in a worker of 7_job_processor.py (a fork, whose parent has prepared it), and
-    # in IDLE or Jupyter (which handle output and Ctrl-C themselves).
-    if sys.stdout is sys.__stdout__:
+    if not is_prepared():
         prepare_process()
     # Log warnings and errors only. `disable` is also for loggers that have set a level
     # themselves, as RQ's do.
@@ -141,7 +146,7 @@ def run(main: Callable, *arguments) -> None:
         sys.exit(f"Redis: {error}")
 
 
-# The rest finds what is wrong with `REDIS_URL`.
+# The rest finds out whether `REDIS_URL` is well formed. It is long and plain; you may skip it.
 
 MALFORMED = (
     "REDIS_URL is malformed: it must be like redis://USER:PASSWORD@HOST:PORT/DATABASE, "
@@ -192,14 +197,14 @@ def redis_url() -> str:
 
 def is_well_formed(url: str) -> bool:
     """Return whether a client can be made from `url`."""
-    # The first lines raise an error for a URL that would fail now or later.
     try:
-        # Text that can't be sent to Redis, as it is not UTF-8.
+        # Raises an error for text that is not UTF-8, so that it can't be sent to Redis.
         url.encode()
         options = redis.connection.parse_url(url)
-        # A value that a connection does not accept. This makes one, but does not connect it.
+        # Raises one for a value that a connection does not accept. (It does not connect.)
         redis.ConnectionPool.from_url(url, **DEFAULTS).make_connection()
-        # A host that can't be looked up, such as "a..b". (IDNA is how names of hosts are sent.)
+        # Raises one for a host that can't be looked up, such as "a..b". (IDNA is how names of
+        # hosts are sent.)
         options.get("host", "").encode("idna")
         return has_clear_address(url) and has_allowed_options(options)
     except (ValueError, TypeError, redis.RedisError):

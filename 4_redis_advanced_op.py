@@ -15,7 +15,7 @@ def update_hash(hash_name: str, field_name: str, field_value: int | str) -> None
 
 def print_hash(hash_name: str) -> None:
     """Print all fields of a hash, in the order of Redis. Twin of `printHash`."""
-    pprint(client.hgetall(hash_name), sort_dicts=False)  # a field a line, as it is long
+    pprint(client.hgetall(hash_name), sort_dicts=False)  # one field per line
 
 
 def main() -> None:

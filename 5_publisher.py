@@ -14,18 +14,19 @@ def publish_message(message: str, time: int) -> Timer:
 
     Returns a timer, as `setTimeout` does.
     """
-    # In so many seconds, it calls this function with these arguments.
+    # When the time is over, the timer calls `publish(message)`, in a thread of its own.
     timer = Timer(time / 1000, publish, [message])
     timer.start()
     return timer
 
 
 def publish(message: str) -> None:
-    """Publish `message` at once. The timer calls this, in a thread of its own."""
+    """Publish `message` at once."""
     print(f"About to send {message}")
     try:
         client.publish(CHANNEL, message)
-    # In a thread, an error does not reach `redis_client.run`.
+    # In a thread, an error does not reach `redis_client.run`. Redis has answered with an error
+    # (REFUSED), or not at all (AWAY).
     except redis_client.REFUSED as error:
         redis_client.logger.error("Redis: %s", error)
     except redis_client.AWAY as error:

@@ -20,7 +20,7 @@ def receive_messages() -> None:
     with client.pubsub() as pubsub:
         pubsub.subscribe(CHANNEL)
         print(redis_client.CONNECTED)
-        for message in messages_of(pubsub):
+        for message in messages_of(pubsub):  # in place of `pubsub.listen()`
             print(message)
             if message == KILL_SERVER:
                 pubsub.unsubscribe(CHANNEL)
@@ -38,8 +38,8 @@ def main() -> None:
             raise  # as with a wrong password: trying again would not help
         except redis_client.AWAY as error:
             redis_client.print_not_connected(error)
-        time.sleep(wait)
-        wait = min(wait + 1, 4)
+            time.sleep(wait)
+            wait = min(wait + 1, 4)
 
 
 # The exercise ends here. What follows reads the messages, and notices a connection that
@@ -54,13 +54,13 @@ def messages_of(pubsub: redis.client.PubSub) -> Iterator[str]:
     while True:
         message = pubsub.get_message(timeout=4)  # seconds
         if message is None:
-            # Ask for a sign of life. The answer is a message of type "pong"; but any message
-            # is a sign of life.
+            # Ask for a sign of life. The answer is a "pong", but any message will do.
             pubsub.ping()
             message = pubsub.get_message(timeout=4)
         if message is None:
             # It is one of AWAY: `main` tries again.
             raise redis.TimeoutError("Redis does not answer")
+        # (Other types are "subscribe", for the answer to that, and "pong".)
         if message["type"] == "message":
             yield message["data"]
 

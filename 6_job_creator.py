@@ -20,7 +20,7 @@ JOB_DATA = {
 def main() -> None:
     """Queue a job, and print how it ends. Twin of `job.on('complete' | 'failed')`."""
     queue = create_queue(QUEUE)
-    [job_id] = new_job_ids(queue.connection)
+    [job_id] = new_job_ids(queue.connection)  # a number, as Kue's; RQ's own are UUIDs
     job = queue.enqueue(
         "6_job_processor.send_notification",  # the worker imports it by this name
         JOB_DATA["phoneNumber"],
@@ -67,7 +67,9 @@ def new_job_ids(connection: redis.Redis, count: int = 1) -> list[str]:
 def wait_for_end(job: Job) -> JobStatus:
     """Wait until `job` has ended, for as long as it takes; return its status.
 
-    A job that is gone from Redis counts as failed.
+    Again and again, wait for a result, look at the status, and pause. The pause is for the times
+    when `latest_result` does not wait: Redis is away, or the job is tried again, and has the
+    result of its first attempt. A job that is gone from Redis counts as failed.
     """
     while True:
         try:
@@ -84,8 +86,6 @@ def wait_for_end(job: Job) -> JobStatus:
             status = None
         if status in ENDED:
             return status
-        # `latest_result` does not wait if Redis is away, or if a job that is tried again has an
-        # old result.
         time.sleep(0.1)
 
 

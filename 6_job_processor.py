@@ -83,39 +83,10 @@ def main() -> None:
 #    raises `SystemExit`, which ends `work` and the process.
 
 
-# Times, all of them in seconds.
-#
-# A worker gives two signs of life. By a heartbeat, it stays registered in Redis; `rq info` shows
-# that. During a job, it also renews the lease of the job. When a lease is over, its worker counts
-# as dead, and another worker fails the job.
-
-# How often a command is tried again while Redis is away.
-RETRY_INTERVAL = 0.5
-# How long a worker waits for a job, before it looks for other things to do. RQ gives up a silent
-# connection 10 seconds later than that: after 11.
-DEQUEUE_TIMEOUT = 1
-# How long it waits for an answer about delayed jobs, on a second connection. If both are silent, it
-# gives them up after 11 and 2 seconds.
-LOOK_TIMEOUT = 2
-# How often it looks for delayed jobs that are due.
-LOOK_INTERVAL = 1
-# How often it asks, while it is suspended, whether it still is.
-SUSPENSION_INTERVAL = 0.5
-# How often it gives a heartbeat.
-HEARTBEAT_INTERVAL = 1
-# For how long a heartbeat is good. RQ adds 60, so it is 75.
-WORKER_TTL = 15
-# How often RQ renews the lease of a job. It is good for 60 more, so for 65.
-JOB_MONITORING_INTERVAL = 5
-# How often a worker looks for leases that are over.
-MAINTENANCE_INTERVAL = 5
-# How long a stop may take, not counting the time for a job in hand.
-STOP_TIMEOUT = 1.5
-# How often `enforce_stop` looks at that.
-STOP_INTERVAL = 0.1
-
-
 # Waiting for Redis.
+
+# Seconds until a command is tried again.
+RETRY_INTERVAL = 0.5
 
 
 def is_full(error: Exception) -> bool:
@@ -160,14 +131,8 @@ class PatientRetry(Retry):
     ):
         """Call `do`, which sends a command, until Redis has answered. redis-py calls this.
 
-        After a failure, `fail` closes the connection, so that the next `do` opens another. If the
-        connection was watching keys for a transaction, `fail` also raises `WatchError`, which
-        leaves this method. To RQ, that means that a key has changed, and it begins the
-        transaction again, at once.
-
-        redis-py's own method calls `fail`, and then waits. With watched keys, `fail` raises, so
-        redis-py does not wait, and RQ tries thousands of times a second. Therefore this method
-        waits, and then calls `fail`.
+        After a failure, wait, and call `fail`. It closes the connection, so that the next `do`
+        opens another.
         """
         failures = 0
         while True:
@@ -182,13 +147,17 @@ class PatientRetry(Retry):
                 reason = error
             except redis_client.AWAY as error:
                 reason = error
-            # redis-py may want to decide whether to try again at all.
+            # (For redis-py: whether to try again at all.)
             if is_retryable is not None and not is_retryable(reason):
                 raise reason
             failures += 1
             PatientRetry.last_failure = time.monotonic()
+            # redis-py's own method waits after `fail`. But `fail` may raise `WatchError`, which
+            # leaves this loop, if the connection was watching keys. To RQ, that means that a key has
+            # changed, and RQ begins its transaction again, at once. Without a wait before, it would
+            # do so thousands of times a second.
             time.sleep(RETRY_INTERVAL)
-            # It may also want to know the number of failures.
+            # (For redis-py: the number of failures.)
             if with_failure_count:
                 fail(reason, failures)
             else:
@@ -196,6 +165,13 @@ class PatientRetry(Retry):
 
 
 # Delayed jobs.
+
+
+# How often a worker looks for delayed jobs that are due, in seconds.
+LOOK_INTERVAL = 1
+# How long it waits for an answer about them. It has a second connection for that. If both are
+# silent, the first one is given up after 11 seconds, and this one after 2 more.
+LOOK_TIMEOUT = 2
 
 
 class DueJobs(RQScheduler):
@@ -254,6 +230,25 @@ class DueJobs(RQScheduler):
                 redis_client.logger.exception("Delayed jobs can't be queued")
 
 
+# Signs of life. All times are in seconds.
+#
+# A worker gives two signs of life. By a heartbeat, it stays registered in Redis; `rq info` shows
+# that. During a job, it also renews the lease of the job. When a lease is over, its worker counts
+# as dead, and another worker fails the job.
+
+# How long a worker waits for a job, before it looks for other things to do. RQ gives up a silent
+# connection 10 seconds later than that: after 11.
+DEQUEUE_TIMEOUT = 1
+# How often it gives a heartbeat.
+HEARTBEAT_INTERVAL = 1
+# For how long a heartbeat is good. RQ adds 60, so it is 75.
+WORKER_TTL = 15
+# How often RQ renews the lease of a job. It is good for 60 more, so for 65.
+JOB_MONITORING_INTERVAL = 5
+# How often a worker looks for leases that are over.
+MAINTENANCE_INTERVAL = 5
+
+
 # Absences.
 #
 # If Redis was away, or a laptop closed, for some minutes, all leases are over, and all workers look
@@ -294,6 +289,14 @@ class Absences:
         """Return whether the pause after an absence is not over."""
         last = max(self.last_absence, PatientRetry.last_failure)
         return time.monotonic() < last + PAUSE_AFTER_ABSENCE
+
+
+# How often a suspended worker asks whether it still is.
+SUSPENSION_INTERVAL = 0.5
+# How long a stop may take, not counting the time for a job in hand.
+STOP_TIMEOUT = 1.5
+# How often `enforce_stop` looks at that.
+STOP_INTERVAL = 0.1
 
 
 class NotificationError(Exception):
@@ -470,7 +473,8 @@ class Patient(BaseWorker):
         """Give up the job in hand. This is the handler for a second signal.
 
         In a `PatientSimpleWorker`, there is no horse, and `SystemExit` is raised inside the job. RQ
-        takes it for an error of the job, and calls `handle_exception`. Then step 3 ends `work`.
+        takes it for an error of the job, and calls `handle_exception`. After that, the worker
+        ends in `run_maintenance_tasks`.
 
         RQ ignores a signal that comes within a second of the first: after a Ctrl-C, the workers
         of a pool get one from the terminal, and one from the pool.
@@ -547,17 +551,17 @@ class PatientWorker(Patient, Worker):
     def wait_for_horse(self):
         """Wait until the work horse ends, or for JOB_MONITORING_INTERVAL seconds.
 
-        When the interval is over, this raises `HorseMonitorTimeoutException`. RQ catches it, and
-        computes `now() - job.started_at`. If that is a minute longer than the job may take, RQ
-        kills the horse. Otherwise it renews the lease, and calls this again.
+        This lets only that time count in which a job could work. An example: the job starts at
+        12:00, and the machine is asleep from 12:01 to 13:01. At 13:02, the job has worked for two
+        minutes, but RQ would think 62, and kill it. The same is true if Redis was away for that
+        hour: the job may be done long since, and wait for Redis to record that.
 
-        That is wrong after the machine was asleep for an hour, as the horse has not worked for
-        that hour. It is also wrong after Redis was away for an hour: the job may be done long
-        since, and the horse waits for Redis to record that. So count the intervals, and set
-        `started_at` so that RQ computes their sum.
-
-        - While the machine is asleep, the timer of an interval stands still.
-        - While Redis is away, no interval runs: RQ is renewing the lease, and waits.
+        When an interval is over, RQ's own method raises `HorseMonitorTimeoutException`. RQ catches
+        it, and kills the horse if `now() - job.started_at` is a minute longer than the job may
+        take. Otherwise it renews the lease, and calls this again. So count the intervals, and set
+        `started_at` to as much time ago as they took together. The hour of the example is not in
+        them: asleep, the timer of the interval stands still; and if Redis is away, RQ waits for it
+        to renew the lease, between two intervals.
         """
         try:
             return super().wait_for_horse()

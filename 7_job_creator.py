@@ -196,7 +196,7 @@ class Follower(threading.Thread):
     has_failed = False
 
     def __init__(self, queue: rq.Queue):
-        # Not a daemon (see `is_script_running`), even if it is one that calls `follow`.
+        # Never a daemon, even if the thread that calls `follow` is one: see `is_script_running`.
         super().__init__(daemon=False)
         self.queue = queue
         # A client of redis-py has a pool of connections, and borrows one for each command. So other
@@ -453,9 +453,9 @@ class Follower(threading.Thread):
 def is_script_running() -> bool:
     """Return whether a thread runs that keeps the script alive, other than followers.
 
-    Python ends a script when all its threads have ended that are no daemons. Followers are none.
-    (A daemon would be stopped at the end of the script, perhaps in the middle of a line.) So each
-    follower must itself end when all other such threads have.
+    A follower must never be stopped in the middle of a line, as daemon threads are at the end of a
+    script. So it is not a daemon. Then Python waits for it, and it must end by itself, when all
+    the other threads have ended for which Python waits.
     """
     if threading.main_thread().is_alive():
         return True
@@ -534,27 +534,16 @@ def error_in(text: str | None) -> str:
     return message
 
 
-# Forks. Skip this unless your program forks.
+# Forks. Skip this unless your program forks while it follows jobs, for example by `multiprocessing`.
 #
-# It may do so while it follows jobs, for example by `multiprocessing`. In the child, only
-# the thread that forked goes on. What another had locked at that moment stays locked there for
-# ever: one of the two locks, or the output, which has a lock of its own while a handler prints.
-# So:
+# In the child, only the thread that forked goes on. What another thread had locked at that moment
+# stays locked there for ever: one of the two locks, or the output, while a handler prints. So before
+# a fork, take both locks: then no other thread has them, and no handler prints. After the fork,
+# release them in the parent, and make new ones in the child.
 #
-# 1. Before a fork, take both locks. Then no handler runs, so none prints.
-# 2. In the parent, release them.
-# 3. In the child, make new ones.
-#
-# Why new ones? A handler may fork, too:
-#
-# 1. Its thread holds `handler_lock`, and `before_fork` takes it a second time. (An `RLock` allows
-#    that to the thread which has it.)
-# 2. The child begins in the middle of the handler, with the lock held.
-# 3. A child of `multiprocessing` runs its own function, and exits. It does not return to the handler,
-#    so the lock is never released there, and a follower in the child would wait for it for ever.
-#
-# After a bare `os.fork` in a handler, call `os._exit` in the child. If the child returned from the
-# handler, it would go on to follow the jobs of its parent.
+# (If it is a handler that forks, its thread has `handler_lock` already, and takes it twice, as an
+# `RLock` allows. In the child, that would be released once at most: a child of `multiprocessing`
+# exits without returning to the handler. After a bare `os.fork`, call `os._exit` there.)
 
 
 def before_fork() -> None:

@@ -66,10 +66,7 @@ def to_json(value: object) -> str:
 
 
 def through_json(value: object) -> object:
-    """Return `value` as it would come out of the stream.
-
-    7_job_creator.py calls this for a result that it has from RQ instead.
-    """
+    """Return `value` as it would come out of the stream, if it comes from RQ instead."""
     return json.loads(to_json(value))
 
 
@@ -165,12 +162,20 @@ def set_stop_handler(handler) -> None:
 class NotificationPool(WorkerPool):
     """RQ's pool, for `PatientWorker` only. If one of them ends by an error, the pool ends too.
 
-    1. RQ's `start` calls `start_workers`, which calls `start_worker` for each worker.
-    2. `start_worker` blocks signals, gets a process from `get_worker_process`, and starts it.
-       The start is a fork: the new process begins with what the pool has, its imported modules,
-       its signal handlers, and its blocked signals.
-    3. In the new process, `run_worker` sets other signal handlers, and unblocks the signals.
-       Meanwhile, `start_worker` goes on in the pool, and unblocks them there.
+    For each worker, RQ calls `start_worker`, in the pool. The start of a process is a fork: the new
+    process begins with what the pool has, its imported modules, its signal handlers, and its
+    blocked signals.
+
+        in the pool                                     in the new process
+
+        start_worker: block signals
+            get_worker_process
+            the fork                                    run_worker: set other signal handlers
+        unblock signals                                     unblock signals
+                                                            work
+
+    A signal that comes while it is blocked is kept until it is unblocked. Otherwise, just after
+    the fork, a signal could call a handler of the pool in the new process, and stop all workers.
     """
 
     def start_workers(self, **options) -> None:
@@ -183,18 +188,13 @@ class NotificationPool(WorkerPool):
         super().start_workers(**options)
 
     def start_worker(self, *args, **options) -> None:
-        """Start a worker, unless the pool is to stop.
-
-        Meanwhile, signals are blocked: the system keeps them until they are unblocked. Just
-        after the fork, the new process still has the signal handlers of the pool. A signal would
-        call them there, and they would stop all workers.
-        """
+        """Start a worker, with blocked signals, unless the pool is to stop."""
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             if self.status != self.Status.STOPPED:
                 super().start_worker(*args, **options)
         finally:
-            # Only the pool comes here. In the new process, `super().start_worker` does not return.
+            # The new process does not come here: at the end of `run_worker`, it exits.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def get_worker_process(self, name: str, burst: bool, **options) -> BaseProcess:
@@ -209,14 +209,13 @@ class NotificationPool(WorkerPool):
         return get_context("fork").Process(target=redis_client.run, args=arguments)
 
     def handle_dead_worker(self, worker_data: WorkerData) -> None:
-        """After an error of a worker, end with status 1.
+        """After an error of a worker, end with status 1. RQ calls this when a worker has ended.
 
-        RQ's own method removes the worker from the pool. Later, RQ starts another one, and would
-        do so for ever if each ends by an error.
+        RQ's own method removes the worker from the pool. Later, RQ starts another one. That is
+        right after `kill -9`, when the exit code is negative. After an error, when it is 1, RQ
+        would start workers for ever.
         """
         super().handle_dead_worker(worker_data)
-        # The exit code is 1 after an error, 0 after a stop, and negative after `kill -9`, when RQ
-        # may replace the worker.
         if worker_data.process.exitcode != 1:
             return
         # If the pool is stopping, the workers have had a signal already. A second signal would
@@ -231,8 +230,7 @@ class NotificationPool(WorkerPool):
 
 def run_worker(name: str, queue_names: list[str], burst: bool) -> None:
     """Run the worker `name` of the pool, in its process."""
-    # Until here, the signal handlers are those of the pool, and signals are blocked. From here
-    # on, a signal ends the process, which has no job yet, until the worker sets its handlers.
+    # Until the worker sets its own handlers, a signal ends the process, which has no job yet.
     set_stop_handler(signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     # This only saves time. A job names its function `7_job_processor.send_notification`, but here

@@ -47,7 +47,7 @@ def show_product(item: dict) -> dict:
 
 def reserve_product(item: dict) -> dict:
     """Reserve a unit, and return what `/reserve_product/:itemId` answers."""
-    # If it is sold out, this saves a transaction.
+    # `reserve_one` alone would be right, too. If it is sold out, this saves a transaction.
     reserved = get_current_reserved_stock_by_id(item["itemId"])
     if reserved < item["initialAvailableQuantity"] and reserve_one(item):
         return {"status": "Reservation confirmed", "itemId": item["itemId"]}
@@ -57,7 +57,7 @@ def reserve_product(item: dict) -> dict:
 def reserve_one(item: dict) -> bool:
     """Reserve a unit of `item` that no other client gets. Return False if sold out."""
 
-    # `transaction` WATCHes the key and calls this; again, if another client changes the key.
+    # `transaction` WATCHes the key, and returns what this returns. If the key changes, it calls again.
     def book(pipe) -> bool:
         reserved = get_current_reserved_stock_by_id(item["itemId"], pipe)
         if reserved >= item["initialAvailableQuantity"]:
@@ -74,7 +74,7 @@ def respond(path: str) -> tuple[str, dict | list]:
     match path.removesuffix("/").split("/"):  # "/a/1" becomes ["", "a", "1"]
         case ["", "list_products"]:
             return "200 OK", list_products
-        case ["", ("list_products" | "reserve_product") as route, item_id]:
+        case ["", "list_products" | "reserve_product" as route, item_id]:  # one of two
             item = get_item_by_id(item_id)
             if item is None:
                 return "404 Not Found", {"status": "Product not found"}
@@ -183,6 +183,7 @@ class Server(ThreadingMixIn, WSGIServer):
     request_queue_size = 1024
 
     def __init__(self, *args):
+        # Several threads change this. `add` and `discard` are single steps, and need no lock.
         self.connections: set[socket.socket] = set()
         self.is_stopping = False
         super().__init__(*args)
@@ -268,11 +269,15 @@ class WholeLines(io.BufferedReader):
 class RequestHandler(WSGIRequestHandler):
     """Answers the requests of a connection, one after the other.
 
-    1. `Server` starts a thread for each connection, which calls `setup` and `handle`.
-    2. For each request, `handle` calls `handle_one_request`, and that calls three methods:
-    3. `parse_request` reads the head of the request,
-    4. `AnswerHandler.run` calls `app`, and `app` calls `start_response`,
-    5. `RequestHandler.send` sends the answer.
+    `Server` starts a thread for each connection, which calls these in order:
+
+        setup
+        handle
+            handle_one_request              for each request:
+                parse_request               reads the head of the request
+                AnswerHandler.run           calls `app`
+                    start_response          called by `app`
+                send                        sends the answer
     """
 
     # Keep connections open.
@@ -360,13 +365,12 @@ class RequestHandler(WSGIRequestHandler):
         return "close" in [word.strip() for word in words]
 
     def has_body(self) -> bool:
-        """Return whether a body may follow.
+        """Return whether a body may follow, which nobody reads here.
 
-        Nobody reads a body here. If the connection went on, the body would be taken for the next
-        request. That is an attack, "request smuggling". For example, "Content-Length : 9" has a
-        space before its colon. A proxy may still take it for a header, and pass nine bytes on as
-        a body. This server does not, and takes the nine bytes for a request that the proxy has
-        never seen. So any sign of a body counts: in doubt, the client has to connect again.
+        If the connection went on, the body would be taken for the next request. Attackers hide
+        requests in that way from a proxy. For example, "Content-Length : 9" has a space before its
+        colon: the proxy may take it for a header, and this server does not. So any sign of a body
+        counts: in doubt, the client has to connect again.
         """
         if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
             return True
@@ -375,8 +379,7 @@ class RequestHandler(WSGIRequestHandler):
         if self.headers.defects or self.headers.get_payload():
             return True
         # In an old form, a header may go on in the next line, after a space. Python keeps the
-        # line break in its value. A proxy may take that line, such as " Content-Length: 9", for a
-        # header of its own.
+        # line break in its value. A proxy may take the line for a header of its own.
         return "\n" in "".join(self.headers.values())
 
     def log_message(self, *args) -> None:

@@ -22,11 +22,15 @@ BLACKLISTED = {"phoneNumber": "4153518780", "message": "This is the code 1234"}
 
 @pytest.fixture
 def queue(monkeypatch) -> Iterator[Queue]:
-    """An empty queue on a Redis of its own. Twin of `before` and `after`."""
+    """An empty queue on a Redis of its own.
+
+    Twin of `before` and `after`: what stands before the `yield`, and what follows it.
+    """
     # Twin of `queue.testMode.enter()`.
     connection = fakeredis.FakeRedis()
     queue = Queue("push_notification_code_3", connection=connection)
-    # How often a follower of jobs asks RQ, in seconds. So the clean-up below is quick.
+    # `queue_jobs` has a follower, a thread that prints what happens to the jobs. Let it ask RQ more
+    # often, in seconds, so that the clean-up below is quick.
     monkeypatch.setattr(creator_7, "CHECK_INTERVAL", 0.01)
     # Whatever has failed in one test does not fail the next one.
     monkeypatch.setattr(creator_7.Follower, "has_failed", False)
@@ -52,15 +56,18 @@ def process(queue: Queue) -> None:
     `SimpleWorker` runs them in this process. `Worker` would run them in a fork, on a copy
     of fakeredis.
     """
-    # The worker sets signal handlers of its own. Later, pytest gets its own back.
+    SimpleWorker([queue], connection=queue.connection).work(burst=True)
+    wait_for_followers()
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    """After each test, give pytest its signal handlers back. A worker sets its own."""
     on_ctrl_c = signal.getsignal(signal.SIGINT)
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        SimpleWorker([queue], connection=queue.connection).work(burst=True)
-    finally:
-        signal.signal(signal.SIGINT, on_ctrl_c)
-        signal.signal(signal.SIGTERM, on_sigterm)
-    wait_for_followers()
+    yield
+    signal.signal(signal.SIGINT, on_ctrl_c)
+    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 @pytest.mark.parametrize("jobs", ["abc", {}, None, 1, {"phoneNumber": "1"}])
