@@ -20,9 +20,7 @@ from redis.retry import Retry
 CONNECTED = "Redis client connected to the server"
 
 
-def create_client(
-    client_class: type = redis.Redis, **options
-) -> redis.Redis | redis.asyncio.Redis:
+def create_client(client_class: type = redis.Redis, **options) -> redis.Redis:
     """Return a client of the Redis at `REDIS_URL`. Twin of `redis.createClient()`.
 
     It connects when it is first used. Task 3 asks for another class, `redis.asyncio.Redis`.
@@ -118,10 +116,10 @@ def prepare_process() -> None:
 
 
 def is_prepared() -> bool:
-    """Return whether standard output is another object than at the start of Python.
+    """Return whether somebody has replaced standard output, and has handled Ctrl-C.
 
-    That is so in a worker of 7_job_processor.py (it is a fork, whose parent has called
-    `prepare_process`), and in IDLE or Jupyter (which handle output and Ctrl-C themselves).
+    That may be `prepare_process` (a worker of 7_job_processor.py is a copy of a process that has
+    called it), or IDLE, or Jupyter.
     """
     return sys.stdout is not sys.__stdout__
 
@@ -136,14 +134,19 @@ def run(main: Callable, *arguments) -> None:
     logging.disable(logging.INFO)
     try:
         main(*arguments)
-    except AWAY as error:
-        # A wrong password comes here, too. That is right, as nothing is tried again.
-        print_not_connected(error)
-        sys.exit(1)
     except redis.RedisError as error:
-        # Redis is there but answers with an error; it may be full, for example. Python
-        # prints the text on standard error, and ends with status 1.
-        sys.exit(f"Redis: {error}")
+        report(error)
+        sys.exit(1)
+
+
+def report(error: redis.RedisError) -> None:
+    """Print one line for an error of Redis."""
+    # A wrong password is in AWAY, too.
+    if isinstance(error, AWAY):
+        print_not_connected(error)
+        return
+    # Redis is there but answers with an error; it may be full, for example.
+    logger.error("Redis: %s", error)
 
 
 # The rest finds out whether `REDIS_URL` is well formed. It is long and plain; you may skip it.

@@ -3,6 +3,8 @@
 import importlib
 from threading import Timer
 
+import redis
+
 redis_client = importlib.import_module("0_redis_client")
 client = redis_client.create_client()
 
@@ -25,12 +27,8 @@ def publish(message: str) -> None:
     print(f"About to send {message}")
     try:
         client.publish(CHANNEL, message)
-    # In a thread, an error does not reach `redis_client.run`. Redis has answered with an error
-    # (REFUSED), or not at all (AWAY).
-    except redis_client.REFUSED as error:
-        redis_client.logger.error("Redis: %s", error)
-    except redis_client.AWAY as error:
-        redis_client.print_not_connected(error)
+    except redis.RedisError as error:
+        redis_client.report(error)  # in a thread, it does not reach `redis_client.run`
 
 
 def main() -> None:

@@ -75,7 +75,7 @@ def main() -> None:
 # 1. A first signal may come at any moment. If no job runs, RQ's own `request_stop` raises an error
 #    there and then, and a job that is just arriving would be lost. Here, it only notes the signal,
 #    and starts a thread for `enforce_stop`.
-# 2. A job in hand is finished.
+# 2. A job in hand is finished, and one that has just arrived is run.
 # 3. Before the worker waits for another job, `run_maintenance_tasks` sees the note, and raises
 #    `StopRequested`, which ends `work`.
 # 4. If Redis is away, the worker does not get to step 3. Then `enforce_stop` ends the process.
@@ -89,38 +89,53 @@ def main() -> None:
 RETRY_INTERVAL = 0.5
 
 
+# What Redis answers when its memory is full (out of memory), or its disk.
+FULL = (
+    "OOM command not allowed",
+    "MISCONF Redis is configured to save",
+    "MISCONF Errors writing to the AOF file",
+)
+
+
 def is_full(error: Exception) -> bool:
     """Return whether Redis has refused a command because its memory or its disk is full.
 
-    Its answer then begins with "OOM", out of memory, or with "MISCONF", when it can't write its
-    snapshot. redis-py has a class for the first, but does not use it everywhere.
+    redis-py has a class for the first, without the "OOM", but does not use it everywhere.
     """
     if isinstance(error, redis.OutOfMemoryError):
         return True
-    text = str(error)
-    return "OOM command not allowed" in text or "MISCONF" in text
+    return any(text in str(error) for text in FULL)
+
+
+def will_pass(error: Exception) -> bool:
+    """Return whether it helps to wait after an error: Redis is away or full."""
+    # REFUSED comes first, as a wrong password is in AWAY, too.
+    if isinstance(error, redis_client.REFUSED):
+        return is_full(error)
+    return isinstance(error, redis_client.AWAY)
 
 
 class PatientRetry(Retry):
     """Sends a command again and again while Redis is away or full.
 
-    If only the answer was lost, a command is sent again that Redis has carried out. When it
+    It also does so if Redis has carried out a command, and only the answer was lost:
 
-    - records the end of a job, that is recorded twice, which does no harm, but in a rare case: a
-      job that has failed, and is to run again (by `rq.Retry`), is queued twice.
-    - takes a job from the queue, another job is taken. The first one stays on a second list, to
-      which RQ has moved it. RQ fails it after a minute.
-    - queues delayed jobs, they would be queued twice. So `DueJobs`, below, does not use this class.
+    - The end of a job is recorded twice. That does no harm. (But if the job has failed, and is to
+      run again, by `rq.Retry`, it is queued twice.)
+    - When a job is taken from the queue, another one is taken. The first one stays on a second list,
+      to which RQ moves each job that is taken. RQ fails it after a minute.
+    - The lock is taken that a worker needs to look for dead ones, but no worker knows that it has
+      it. So nobody looks until it expires, after 15 minutes.
+    - Delayed jobs would be queued twice. So `DueJobs`, below, does not use this class.
     """
 
-    # When a command of this process has failed last, by `time.monotonic()`, for `Absences` below. It
+    # When a command of this process last failed, by `time.monotonic()`, for `Absences` below. It
     # is an attribute of the class, as redis-py copies the object for each connection.
     last_failure = float("-inf")
 
     def __init__(self):
-        # `call_with_retry` below makes no use of these, but redis-py reads the number of
-        # retries elsewhere. -1 stands for no limit.
-        super().__init__(NoBackoff(), retries=-1)
+        # Without a limit. `will_pass` decides which errors are tried again.
+        super().__init__(NoBackoff(), retries=-1, supported_errors=(redis.RedisError,))
 
     def call_with_retry(
         self,
@@ -129,39 +144,23 @@ class PatientRetry(Retry):
         is_retryable: Callable | None = None,
         with_failure_count: bool = False,
     ):
-        """Call `do`, which sends a command, until Redis has answered. redis-py calls this.
+        """Call `do`, which sends a command, until it succeeds. redis-py calls this.
 
-        After a failure, wait, and call `fail`. It closes the connection, so that the next `do`
-        opens another.
+        redis-py's own method calls `do`. After an error, it asks `is_retryable`, calls `fail`,
+        which closes the connection, and begins again. What this adds is a wait before `fail`.
+
+        redis-py could wait itself, but only after `fail`. That is too late if the connection was
+        watching keys. For then `fail` raises `WatchError`, which leaves the method. To RQ, that
+        means that a key has changed, and RQ begins its transaction again, at once. It would do so
+        thousands of times a second.
         """
-        failures = 0
-        while True:
-            try:
-                return do()
-            # REFUSED is an answer with an error, AWAY are errors without an answer. REFUSED comes
-            # first, as `except AWAY` would also catch a wrong password.
-            except redis_client.REFUSED as error:
-                if not is_full(error):
-                    raise
-                # Python deletes `error` at the end of the `except`.
-                reason = error
-            except redis_client.AWAY as error:
-                reason = error
-            # (For redis-py: whether to try again at all.)
-            if is_retryable is not None and not is_retryable(reason):
-                raise reason
-            failures += 1
+
+        def wait_and_fail(*arguments) -> None:
             PatientRetry.last_failure = time.monotonic()
-            # redis-py's own method waits after `fail`. But `fail` may raise `WatchError`, which
-            # leaves this loop, if the connection was watching keys. To RQ, that means that a key has
-            # changed, and RQ begins its transaction again, at once. Without a wait before, it would
-            # do so thousands of times a second.
             time.sleep(RETRY_INTERVAL)
-            # (For redis-py: the number of failures.)
-            if with_failure_count:
-                fail(reason, failures)
-            else:
-                fail(reason)
+            fail(*arguments)
+
+        return super().call_with_retry(do, wait_and_fail, will_pass, with_failure_count)
 
 
 # Delayed jobs.
@@ -279,7 +278,7 @@ class Absences:
     def note_activity(self) -> None:
         """Note that the worker is active now, and whether it was not for a long time.
 
-        RQ calls `heartbeat` all the time, and that calls this.
+        `heartbeat` calls this, and RQ calls that all the time.
         """
         if time.time() - self.last_active > ABSENCE:
             self.last_absence = time.monotonic()
@@ -419,6 +418,7 @@ class Patient(BaseWorker):
         if time.monotonic() >= self.next_look:
             self.next_look = time.monotonic() + LOOK_INTERVAL
             self.due_jobs.enqueue()
+        self.absences.note_activity()
         if self.absences.was_one_recently():
             return
         if time.monotonic() >= self.next_maintenance:
@@ -426,10 +426,10 @@ class Patient(BaseWorker):
             self.next_maintenance = time.monotonic() + MAINTENANCE_INTERVAL
 
     def heartbeat(self, timeout=None, pipeline=None) -> None:
-        """Give a heartbeat, once a second at most. RQ gives three for each job.
+        """Give a heartbeat, or leave it out if the last was less than a second ago.
 
-        During a job, RQ sends the heartbeat together with the renewal of the lease, in a pipeline.
-        Such a heartbeat must not be left out: RQ expects the answer to it at a fixed place.
+        RQ gives several for each job. But in a pipeline, it must not be left out: when RQ sends it
+        together with the renewal of the lease, it expects the answer to it at a fixed place.
         """
         self.absences.note_activity()
         if pipeline is None and time.monotonic() < self.next_heartbeat:
@@ -452,15 +452,16 @@ class Patient(BaseWorker):
 
         RQ's `work` makes this the handler for SIGINT (Ctrl-C) and SIGTERM.
         """
-        if self.is_fork():
+        if self.is_fork() or self.is_stopping:
+            # In a pool, a second signal may come before RQ has changed the handler, below.
             return
         self.is_stopping = True
-        # A daemon thread does not keep the process alive.
-        threading.Thread(target=self.enforce_stop, daemon=True).start()
         # RQ's own method makes `request_force_stop` the handler from now on. Then, if no job runs, it
         # raises `StopRequested`, which is dropped here. (If a job runs, it sets a flag of RQ's.)
         with suppress(StopRequested):
             super().request_stop(signum, frame)
+        # A daemon thread does not keep the process alive.
+        threading.Thread(target=self.enforce_stop, daemon=True).start()
 
     def set_shutdown_requested_date(self) -> None:
         """Do nothing. RQ calls this in `request_stop`.
@@ -551,17 +552,13 @@ class PatientWorker(Patient, Worker):
     def wait_for_horse(self):
         """Wait until the work horse ends, or for JOB_MONITORING_INTERVAL seconds.
 
-        This lets only that time count in which a job could work. An example: the job starts at
-        12:00, and the machine is asleep from 12:01 to 13:01. At 13:02, the job has worked for two
-        minutes, but RQ would think 62, and kill it. The same is true if Redis was away for that
-        hour: the job may be done long since, and wait for Redis to record that.
+        RQ calls this until the horse has ended. After each interval, RQ looks at the clock. If
+        `now() - job.started_at` is a minute longer than the job may take, it kills the horse.
 
-        When an interval is over, RQ's own method raises `HorseMonitorTimeoutException`. RQ catches
-        it, and kills the horse if `now() - job.started_at` is a minute longer than the job may
-        take. Otherwise it renews the lease, and calls this again. So count the intervals, and set
-        `started_at` to as much time ago as they took together. The hour of the example is not in
-        them: asleep, the timer of the interval stands still; and if Redis is away, RQ waits for it
-        to renew the lease, between two intervals.
+        But some time must not count: when the machine was asleep, or when Redis was away, and the
+        horse waited for it. So count the intervals, and set `started_at` to that long ago. They
+        don't contain such time. Asleep, the timer of an interval stands still. Without Redis, RQ
+        waits between two intervals, for it renews the lease there.
         """
         try:
             return super().wait_for_horse()
@@ -576,10 +573,11 @@ class PatientWorker(Patient, Worker):
 class PatientSimpleWorker(Patient, SimpleWorker):
     """Runs jobs in its own process. That is faster, but a job that crashes ends the worker.
 
-    It is for short jobs. Use it with `rq worker-pool`, as the README shows. During a job, it gives no
-    heartbeat, and does not renew the lease. The lease lasts for a minute longer than the job may
-    take. After a job that took longer than ABSENCE, this worker looks for no dead workers for a
-    while, as if there had been an absence.
+    Use it with `rq worker-pool`, as the README shows, and for short jobs. During a job, it gives no
+    heartbeat, and does not renew the lease. RQ makes the lease a minute longer than the time-out of
+    the job. So if the machine sleeps for longer than that, and the job is not done within
+    PAUSE_AFTER_ABSENCE after it wakes, another worker fails it. After a job that took longer than
+    ABSENCE, this worker looks for no dead workers for a while, as if there had been an absence.
     """
 
     is_performing = False

@@ -38,7 +38,7 @@ def queue_jobs(jobs: list[dict], queue: rq.Queue) -> list[rq.job.Job]:
     queued = queue.enqueue_many(prepared)  # in one transaction
     for job in queued:
         print(f"Notification job created: {job.id}", flush=True)
-    return follow(queued, queue, print_event)  # returns the jobs, as `job.on` does
+    return follow(queued, queue, print_event)  # in the background; returns the jobs
 
 
 def print_event(job: rq.job.Job, event: str, detail: object) -> None:
@@ -119,8 +119,11 @@ def wait_for_jobs() -> None:
     """Wait until all jobs that this process follows have ended.
 
     Ends the script with status 1 if there was an error in a handler or while following.
-    A handler can't call this, as its own follower would wait for itself.
+    A handler can't call this: its follower would wait for itself, or for one that waits to call
+    a handler. That raises RuntimeError.
     """
+    if threading.current_thread() in followers:
+        raise RuntimeError("A handler can't wait for jobs")
     # A handler may call `follow`, and so start another follower. So look until there is none.
     while followers:
         # A copy, because each leaves the set when it ends.
@@ -234,11 +237,9 @@ class Follower(threading.Thread):
     def leave_anyway(self) -> None:
         """Leave `followers`, if `leave_if_done` has not done so.
 
-        In that case, the follower ends before its jobs, for one of two reasons:
-
-        1. The script has ended. Nobody is left to read `has_failed`.
-        2. A handler has called `sys.exit()`, which `except Exception` does not catch. It ends
-           only this thread. But then `wait_for_jobs` ends the script, with status 1.
+        In that case, a handler has called `sys.exit()`, which `except Exception` does not catch.
+        It ends only this thread. But `has_failed` lets `wait_for_jobs` end the script, with status
+        1. (Or the script has ended by itself. Then `has_failed` makes no difference.)
         """
         with followers_lock:
             if self in followers:
@@ -519,13 +520,11 @@ def error_in(text: str | None) -> str:
             raise PaymentError("no money: none at all")
         shop.PaymentError: no money: none at all
     """
-    lines = []
-    for line in (text or "").strip("; \n").splitlines():
-        if line.startswith(" "):
-            # The error comes after the last line that is indented. So forget all up to here.
-            lines.clear()
-        else:
-            lines.append(line)
+    _, _, rest = (text or "").rpartition("Traceback (most recent call last):\n")
+    lines = rest.rstrip("; \n").splitlines()
+    # Skip where it happened.
+    while lines and lines[0].startswith(" "):
+        del lines[0]
     error = "\n".join(lines)
     # What stands before the first ": " is a class only if it has no space in it.
     name, _, message = error.partition(": ")

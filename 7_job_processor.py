@@ -66,7 +66,10 @@ def to_json(value: object) -> str:
 
 
 def through_json(value: object) -> object:
-    """Return `value` as it would come out of the stream, if it comes from RQ instead."""
+    """Return `value` as a reader of the stream gets it. A tuple becomes a list, for example.
+
+    7_job_creator.py needs this for a result that is not in the stream, and that it has from RQ.
+    """
     return json.loads(to_json(value))
 
 
@@ -200,7 +203,7 @@ class NotificationPool(WorkerPool):
     def get_worker_process(self, name: str, burst: bool, **options) -> BaseProcess:
         """Return a process, not yet started, for the worker `name`.
 
-        RQ's other options are about its log.
+        `options` are about RQ's log, and not needed.
         """
         queue_names = [queue.name for queue in self.queues]
         # The process will call `run(run_worker, name, …)`: it begins as every script does. Like RQ's
@@ -211,9 +214,9 @@ class NotificationPool(WorkerPool):
     def handle_dead_worker(self, worker_data: WorkerData) -> None:
         """After an error of a worker, end with status 1. RQ calls this when a worker has ended.
 
-        RQ's own method removes the worker from the pool. Later, RQ starts another one. That is
-        right after `kill -9`, when the exit code is negative. After an error, when it is 1, RQ
-        would start workers for ever.
+        RQ's own method removes the worker from the pool. Later, RQ starts another one. That is what
+        we want if it was killed by `kill -9`: then its exit code is negative. After an error, the
+        code is 1. There, RQ would start new workers for ever.
         """
         super().handle_dead_worker(worker_data)
         if worker_data.process.exitcode != 1:
@@ -222,7 +225,8 @@ class NotificationPool(WorkerPool):
         # make them give up their jobs.
         if self.status != self.Status.STOPPED:
             self.stop_workers()
-        # For the same reason, the pool passes no signal on from now on.
+        # For the same reason, the pool passes no signal on from now on. (A Ctrl-C in a terminal goes
+        # to the workers anyway.)
         set_stop_handler(signal.SIG_IGN)
         # Before it exits, Python waits for the other workers to end.
         sys.exit(1)

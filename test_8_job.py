@@ -24,13 +24,13 @@ BLACKLISTED = {"phoneNumber": "4153518780", "message": "This is the code 1234"}
 def queue(monkeypatch) -> Iterator[Queue]:
     """An empty queue on a Redis of its own.
 
-    Twin of `before` and `after`: what stands before the `yield`, and what follows it.
+    Twin of `beforeEach` and `afterEach`: what stands before the `yield`, and what follows it.
     """
     # Twin of `queue.testMode.enter()`.
     connection = fakeredis.FakeRedis()
     queue = Queue("push_notification_code_3", connection=connection)
-    # `queue_jobs` has a follower, a thread that prints what happens to the jobs. Let it ask RQ more
-    # often, in seconds, so that the clean-up below is quick.
+    # `queue_jobs` starts a follower, a thread that prints what happens to the jobs. Let it ask RQ
+    # more often, in seconds, so that the clean-up below is quick.
     monkeypatch.setattr(creator_7, "CHECK_INTERVAL", 0.01)
     # Whatever has failed in one test does not fail the next one.
     monkeypatch.setattr(creator_7.Follower, "has_failed", False)
@@ -58,16 +58,6 @@ def process(queue: Queue) -> None:
     """
     SimpleWorker([queue], connection=queue.connection).work(burst=True)
     wait_for_followers()
-
-
-@pytest.fixture(autouse=True)
-def signal_handlers() -> Iterator[None]:
-    """After each test, give pytest its signal handlers back. A worker sets its own."""
-    on_ctrl_c = signal.getsignal(signal.SIGINT)
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGINT, on_ctrl_c)
-    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 @pytest.mark.parametrize("jobs", ["abc", {}, None, 1, {"phoneNumber": "1"}])
@@ -163,3 +153,13 @@ def test_a_failure_is_printed_with_its_error(queue, capsys):
         "Notification job 1 0% complete",
         "Notification job 1 failed: Phone number 4153518780 is blacklisted",
     ]
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    """After each test, give pytest its signal handlers back. A worker sets its own."""
+    on_ctrl_c = signal.getsignal(signal.SIGINT)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGINT, on_ctrl_c)
+    signal.signal(signal.SIGTERM, on_sigterm)

@@ -284,11 +284,17 @@ def test_news_of_one_job_do_not_keep_the_lost_end_of_another_back(queue):
 @pytest.mark.parametrize(
     ("exc_string", "error"),
     [
-        ("Traceback\n  File\nmy.module.Error: a: b", "a: b"),
-        ("Traceback\n  File\nKeyError: 'x'\n", "'x'"),
-        ("Traceback\n  File\nStopIteration", "StopIteration"),
-        ("Traceback\n  File\nValueError: first\nsecond: line\n", "first\nsecond: line"),
-        ("Traceback\n  File\nA: b\n\nDuring\n\nTraceback\n  File\nC: d\n", "d"),
+        ("Traceback (most recent call last):\n  File\nmy.module.Error: a: b", "a: b"),
+        ("Traceback (most recent call last):\n  File\nKeyError: 'x'\n", "'x'"),
+        ("Traceback (most recent call last):\n  File\nStopIteration", "StopIteration"),
+        (
+            "Traceback (most recent call last):\n  File\nError: a\n  b\nsecond: c\n",
+            "a\n  b\nsecond: c",
+        ),
+        (
+            "Traceback (most recent call last):\n  File\nA: b\n\nDuring\n\nTraceback (most recent call last):\n  File\nC: d\n",
+            "d",
+        ),
         ("Work-horse terminated; waitpid: 9; ", "Work-horse terminated; waitpid: 9"),
     ],
 )
@@ -300,6 +306,18 @@ def test_the_error_of_a_lost_end_is_the_end_of_its_traceback_without_the_class(
         job._handle_failure(exc_string, pipe)
         pipe.execute()
     assert creator_7.end_of(job, "failed").detail == error
+
+
+def test_a_handler_that_waits_for_jobs_is_told_that_it_cannot(queue, caplog):
+    def wait(job, event, detail):
+        creator_7.wait_for_jobs()
+
+    follow(queue, "time.time", handler=wait)
+    work(queue.connection, queue)
+    with pytest.raises(SystemExit):
+        wait_for_followers()
+    [record] = logged(caplog)
+    assert "can't wait for jobs" in str(record.exc_info[1])
 
 
 # Who tells it.

@@ -4,8 +4,10 @@ Most of them wait, so these are scenarios: `scenarios.py` tells how they are pla
 """
 
 import importlib
+import os
 import signal
 import sys
+import threading
 import time
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta
@@ -30,6 +32,7 @@ from rq.suspension import resume, suspend
 from scenarios import pause
 
 processor_6 = importlib.import_module("6_job_processor")
+processor_7 = importlib.import_module("7_job_processor")
 WORKER_CLASSES = "PatientWorker", "PatientSimpleWorker"
 scenario = scenarios.Scenarios()
 
@@ -531,6 +534,44 @@ def a_processor_waits_until_a_full_disk_has_room(start, start_redis):
 
 
 FULL = "OOM command not allowed when used memory > 'maxmemory'"
+
+
+@pytest.fixture
+def worker(fake_redis):
+    """A worker that does not work, in this process."""
+    queue = Queue("q", connection=fake_redis)
+    return processor_6.PatientWorker([queue], connection=fake_redis)
+
+
+def test_a_second_signal_before_the_handler_is_changed_starts_no_second_clock(worker):
+    handlers = {signum: signal.getsignal(signum) for signum in processor_7.STOP_SIGNALS}
+    worker.working_pid = os.getpid()
+    before = threading.active_count()
+    worker.request_stop(signal.SIGINT, None)
+    worker.request_stop(signal.SIGINT, None)
+    assert threading.active_count() == before + 1
+    worker.work_is_over.set()
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+    wait_until(lambda: threading.active_count() == before)
+
+
+def test_a_sleep_just_before_the_look_for_dead_workers_is_noticed(worker, monkeypatch):
+    looks = []
+    monkeypatch.setattr(worker, "clean_registries", lambda: looks.append("a look"))
+    worker.absences.last_absence = float("-inf")
+    monkeypatch.setattr(processor_6.PatientRetry, "last_failure", float("-inf"))
+
+    def sleep_meanwhile():
+        worker.absences.last_active -= 3600
+
+    monkeypatch.setattr(worker.due_jobs, "enqueue", sleep_meanwhile)
+    worker.run_maintenance_tasks()
+    assert looks == []
+    # The next look for delayed jobs is not due yet, so this time there is no sleep.
+    worker.absences.last_absence = float("-inf")
+    worker.run_maintenance_tasks()
+    assert looks == ["a look"]
 
 
 @pytest.mark.parametrize(
