@@ -69,6 +69,7 @@ def main() -> None:
 #     request_stop                            at a first signal, in the middle of any of these
 #         set_shutdown_requested_date
 #     request_force_stop                      at a second signal
+#     set_state                               called by most of these
 #
 # A stop:
 #
@@ -436,6 +437,14 @@ class Patient(BaseWorker):
             return
         super().heartbeat(timeout, pipeline)
         self.next_heartbeat = time.monotonic() + HEARTBEAT_INTERVAL
+
+    def set_state(self, state: str, pipeline=None) -> None:
+        """Write the state to Redis ("idle", "busy" …) if it has changed, to save a command.
+
+        RQ writes "idle" twice after each job. `get_state` does not ask Redis.
+        """
+        if state != self.get_state():
+            super().set_state(state, pipeline)
 
     # A stop.
 
