@@ -119,15 +119,16 @@ def will_pass(error: Exception) -> bool:
 class PatientRetry(Retry):
     """Sends a command again and again while Redis is away or full.
 
-    It also does so if Redis has carried out a command, and only the answer was lost:
+    It also does so if Redis has carried out the command, and only the answer was lost. Then,
 
-    - The end of a job is recorded twice. That does no harm. (But if the job has failed, and is to
-      run again, by `rq.Retry`, it is queued twice.)
-    - When a job is taken from the queue, another one is taken. The first one stays on a second list,
-      to which RQ moves each job that is taken. RQ fails it after a minute.
-    - The lock is taken that a worker needs to look for dead ones, but no worker knows that it has
-      it. So nobody looks until it expires, after 15 minutes.
-    - Delayed jobs would be queued twice. So `DueJobs`, below, does not use this class.
+    - for a command that records the end of a job, it is recorded twice. That does no harm. (But if
+      the job has failed, and is to run again, by `rq.Retry`, it is queued twice.)
+    - for one that takes a job from the queue, another job is taken. The first one stays on a second
+      list, to which RQ moves each job that is taken. RQ fails it after a minute.
+    - for one that takes the lock for looking for dead workers, no worker knows that it has the lock.
+      So nobody looks until the lock expires, after 15 minutes.
+    - for one that queues delayed jobs, they would be queued twice. So `DueJobs`, below, does not
+      use this class.
     """
 
     # When a command of this process last failed, by `time.monotonic()`, for `Absences` below. It
@@ -151,9 +152,9 @@ class PatientRetry(Retry):
         which closes the connection, and begins again. What this adds is a wait before `fail`.
 
         redis-py could wait itself, but only after `fail`. That is too late if the connection was
-        watching keys. For then `fail` raises `WatchError`, which leaves the method. To RQ, that
-        means that a key has changed, and RQ begins its transaction again, at once. It would do so
-        thousands of times a second.
+        watching keys: then `fail` raises `WatchError`, which leaves the method. RQ takes that for a
+        change of the keys, and begins its transaction again, at once. With the wait before `fail`,
+        it does so twice a second; without, thousands of times.
         """
 
         def wait_and_fail(*arguments) -> None:
@@ -164,13 +165,31 @@ class PatientRetry(Retry):
         return super().call_with_retry(do, wait_and_fail, will_pass, with_failure_count)
 
 
+# Signs of life. All times are in seconds.
+#
+# A worker gives two signs of life. By a heartbeat, it stays registered in Redis; `rq info` shows
+# that. During a job, it also renews the lease of the job. When a lease is over, its worker counts
+# as dead, and another worker fails the job.
+
+# How long a worker waits for a job, before it looks for other things to do. RQ gives up a silent
+# connection 10 seconds later than that: after 11.
+DEQUEUE_TIMEOUT = 1
+# How often it gives a heartbeat.
+HEARTBEAT_INTERVAL = 1
+# For how long a heartbeat is good. RQ adds 60, so it is 75.
+WORKER_TTL = 15
+# How often RQ renews the lease of a job. It is good for 60 more, so for 65.
+JOB_MONITORING_INTERVAL = 5
+# How often a worker looks for leases that are over.
+MAINTENANCE_INTERVAL = 5
+
+
 # Delayed jobs.
 
 
 # How often a worker looks for delayed jobs that are due, in seconds.
 LOOK_INTERVAL = 1
-# How long it waits for an answer about them. It has a second connection for that. If both are
-# silent, the first one is given up after 11 seconds, and this one after 2 more.
+# How long it waits for an answer about them, on a second connection.
 LOOK_TIMEOUT = 2
 
 
@@ -205,8 +224,8 @@ class DueJobs(RQScheduler):
         One worker at a time looks at the delayed jobs of a queue, the one that has its lock. If
         Redis is away or full, these jobs wait for the next look.
 
-        After any error, this worker keeps its locks, as it may be unable to release them. With RQ,
-        it can acquire a lock again that it has; that renews it. If it does not do so within a
+        After any error, this worker keeps its locks, as it may be unable to release them. It can
+        acquire a lock again that it has, which renews the lock. If it does not do so within a
         minute, the lock expires, and another worker can take it.
         """
         try:
@@ -228,25 +247,6 @@ class DueJobs(RQScheduler):
             if str(error) != self.last_error:
                 self.last_error = str(error)
                 redis_client.logger.exception("Delayed jobs can't be queued")
-
-
-# Signs of life. All times are in seconds.
-#
-# A worker gives two signs of life. By a heartbeat, it stays registered in Redis; `rq info` shows
-# that. During a job, it also renews the lease of the job. When a lease is over, its worker counts
-# as dead, and another worker fails the job.
-
-# How long a worker waits for a job, before it looks for other things to do. RQ gives up a silent
-# connection 10 seconds later than that: after 11.
-DEQUEUE_TIMEOUT = 1
-# How often it gives a heartbeat.
-HEARTBEAT_INTERVAL = 1
-# For how long a heartbeat is good. RQ adds 60, so it is 75.
-WORKER_TTL = 15
-# How often RQ renews the lease of a job. It is good for 60 more, so for 65.
-JOB_MONITORING_INTERVAL = 5
-# How often a worker looks for leases that are over.
-MAINTENANCE_INTERVAL = 5
 
 
 # Absences.
@@ -462,11 +462,13 @@ class Patient(BaseWorker):
         RQ's `work` makes this the handler for SIGINT (Ctrl-C) and SIGTERM.
         """
         if self.is_fork() or self.is_stopping:
-            # In a pool, a second signal may come before RQ has changed the handler, below.
+            # A second signal may come before RQ has changed the handler, which happens below. After
+            # a Ctrl-C, the workers of a pool get one from the terminal, and one from the pool.
             return
         self.is_stopping = True
         # RQ's own method makes `request_force_stop` the handler from now on. Then, if no job runs, it
-        # raises `StopRequested`, which is dropped here. (If a job runs, it sets a flag of RQ's.)
+        # raises `StopRequested`, which is dropped here. (If a job runs, it sets a flag. RQ would look
+        # at that later than `run_maintenance_tasks` looks at `is_stopping`.)
         with suppress(StopRequested):
             super().request_stop(signum, frame)
         # A daemon thread does not keep the process alive.
@@ -482,12 +484,12 @@ class Patient(BaseWorker):
     def request_force_stop(self, signum, frame) -> None:
         """Give up the job in hand. This is the handler for a second signal.
 
-        In a `PatientSimpleWorker`, there is no horse, and `SystemExit` is raised inside the job. RQ
+        RQ's own method kills the work horse, and raises `SystemExit`, which ends `work`. In a
+        `PatientSimpleWorker`, there is no horse, and `SystemExit` is raised inside the job. RQ
         takes it for an error of the job, and calls `handle_exception`. After that, the worker
         ends in `run_maintenance_tasks`.
 
-        RQ ignores a signal that comes within a second of the first: after a Ctrl-C, the workers
-        of a pool get one from the terminal, and one from the pool.
+        RQ ignores a signal that comes within a second of the first.
         """
         if self.is_fork():
             return
@@ -561,13 +563,15 @@ class PatientWorker(Patient, Worker):
     def wait_for_horse(self):
         """Wait until the work horse ends, or for JOB_MONITORING_INTERVAL seconds.
 
-        RQ calls this until the horse has ended. After each interval, RQ looks at the clock. If
-        `now() - job.started_at` is a minute longer than the job may take, it kills the horse.
+        After an interval, RQ's own method raises `HorseMonitorTimeoutException`. RQ catches it, and
+        looks at the clock: if `now() - job.started_at` is a minute longer than the job may take, RQ
+        kills the horse. Otherwise it renews the lease, and calls this again.
 
-        But some time must not count: when the machine was asleep, or when Redis was away, and the
-        horse waited for it. So count the intervals, and set `started_at` to that long ago. They
-        don't contain such time. Asleep, the timer of an interval stands still. Without Redis, RQ
-        waits between two intervals, for it renews the lease there.
+        But some time must not count: when the machine was asleep, and when Redis was away, as a job
+        that is done may wait for Redis to record that. The intervals contain no such time. (Asleep,
+        the timer of an interval stands still. Without Redis, RQ waits for it between two intervals,
+        to renew the lease.) So count the intervals, and set `started_at` so that RQ computes their
+        sum. (The horse itself has a timer, too, which ends a job that takes too long.)
         """
         try:
             return super().wait_for_horse()

@@ -71,6 +71,8 @@ def main() -> None:
 #    first events of the new jobs, when nobody listened to them. So it goes back in the stream, to
 #    where the new jobs were created. There it reads events of other jobs a second time. So each
 #    listener (a job and its handler) remembers how far it has heard, and hears nothing twice.
+# 6. A follower must not be stopped in the middle of a line, as daemon threads are at the end of a
+#    script. So it is not a daemon. Then Python waits for it; so it must notice the end by itself.
 
 logger = redis_client.logger
 JobEvent = processor_7.JobEvent
@@ -87,6 +89,9 @@ followers: set["Follower"] = set()
 # A follower ends when it has no jobs. Without this lock, it could end in just the moment in which
 # `follow` gives it some. So `follow` holds the lock, and so does a follower that ends.
 followers_lock = threading.Lock()
+# Held while a handler is called: one at a time, as in JavaScript. (A thread can take an `RLock` a
+# second time. `before_fork` does that if a handler forks.)
+handler_lock = threading.RLock()
 
 
 def follow(jobs: list[rq.job.Job], queue: rq.Queue, handler: Handler) -> list:
@@ -126,7 +131,8 @@ def wait_for_jobs() -> None:
         raise RuntimeError("A handler can't wait for jobs")
     # A handler may call `follow`, and so start another follower. So look until there is none.
     while followers:
-        # A copy, because each leaves the set when it ends.
+        # A copy, because each leaves the set when it ends. (Python copies a set in one step, so that
+        # needs no lock.)
         for follower in followers.copy():
             follower.join()
     if Follower.has_failed:
@@ -168,10 +174,6 @@ PAUSE = 0.002
 # How many seconds RQ may take to record an end, after its event has been read.
 RECORD_TIMEOUT = 1
 
-# Held while a handler is called: one at a time, as in JavaScript. (It is an `RLock` because of
-# forks: see the end of this file.)
-handler_lock = threading.RLock()
-
 
 class Follower(threading.Thread):
     """Reads the stream of a queue, and calls the handlers of the jobs that it follows.
@@ -199,7 +201,7 @@ class Follower(threading.Thread):
     has_failed = False
 
     def __init__(self, queue: rq.Queue):
-        # Never a daemon, even if the thread that calls `follow` is one: see `is_script_running`.
+        # Otherwise it would be a daemon if the thread that calls `follow` is one.
         super().__init__(daemon=False)
         self.queue = queue
         # A client of redis-py has a pool of connections, and borrows one for each command. So other
@@ -237,7 +239,7 @@ class Follower(threading.Thread):
     def leave_anyway(self) -> None:
         """Leave `followers`, if `leave_if_done` has not done so.
 
-        In that case, a handler has called `sys.exit()`, which `except Exception` does not catch.
+        If it has not, a handler has called `sys.exit()`, which `except Exception` does not catch.
         It ends only this thread. But `has_failed` lets `wait_for_jobs` end the script, with status
         1. (Or the script has ended by itself. Then `has_failed` makes no difference.)
         """
@@ -454,10 +456,10 @@ class Follower(threading.Thread):
 def is_script_running() -> bool:
     """Return whether a thread runs that keeps the script alive, other than followers.
 
-    A follower must never be stopped in the middle of a line, as daemon threads are at the end of a
-    script. So it is not a daemon. Then Python waits for it, and it must end by itself, when all
-    the other threads have ended for which Python waits.
+    At the end of a script, Python waits for all threads that are not daemons. Followers end when
+    all the others have.
     """
+    # (In a child that a handler has forked, the main thread is a follower.)
     if threading.main_thread().is_alive():
         return True
     for thread in threading.enumerate():
@@ -503,7 +505,8 @@ def result_of(job: rq.job.Job) -> rq.results.Result | None:
         # `take_turn` waits, and asks again.
         raise
     except Exception:
-        # What a job returns is pickled. This program may lack the class of it.
+        # What a job returns is pickled, and this program may lack the class of it. Or Redis refuses
+        # to tell. (But a wrong password is in AWAY.)
         Follower.has_failed = True
         logger.exception("The result of job %s can't be read", job.id)
         return None
@@ -540,9 +543,10 @@ def error_in(text: str | None) -> str:
 # a fork, take both locks: then no other thread has them, and no handler prints. After the fork,
 # release them in the parent, and make new ones in the child.
 #
-# (If it is a handler that forks, its thread has `handler_lock` already, and takes it twice, as an
-# `RLock` allows. In the child, that would be released once at most: a child of `multiprocessing`
-# exits without returning to the handler. After a bare `os.fork`, call `os._exit` there.)
+# If it is a handler that forks, its thread has `handler_lock` already, and takes it a second time.
+# The child goes on within the handler, and exits there. (A child of `multiprocessing` does so by
+# itself. After a bare `os.fork`, call `os._exit`.) So it would release the lock once at most, not
+# twice: it needs a new one.
 
 
 def before_fork() -> None:
