@@ -119,16 +119,16 @@ def will_pass(error: Exception) -> bool:
 class PatientRetry(Retry):
     """Sends a command again and again while Redis is away or full.
 
-    It also does so if Redis has carried out the command, and only the answer was lost. Then,
+    It also does so if Redis has carried out the command, and only the answer was lost. So a command
+    or a transaction may be carried out twice:
 
-    - for a command that records the end of a job, it is recorded twice. That does no harm. (But if
-      the job has failed, and is to run again, by `rq.Retry`, it is queued twice.)
-    - for one that takes a job from the queue, another job is taken. The first one stays on a second
-      list, to which RQ moves each job that is taken. RQ fails it after a minute.
-    - for one that takes the lock for looking for dead workers, no worker knows that it has the lock.
-      So nobody looks until the lock expires, after 15 minutes.
-    - for one that queues delayed jobs, they would be queued twice. So `DueJobs`, below, does not
-      use this class.
+    - The end of a job is recorded twice. If the job is to run again, by `rq.Retry` or `rq.Repeat`,
+      it may run once too often.
+    - When a job is taken from the queue, another one is taken. The first one is lost, or, if the
+      worker has one queue, and Redis is 6.2 or later, on a second list: RQ fails it after a minute.
+    - The lock is taken that a worker needs to look for dead ones, and no worker knows that it has
+      the lock. So nobody looks until it expires, after 15 minutes.
+    - Delayed jobs would be queued twice. So `DueJobs`, below, does not use this class.
     """
 
     # When a command of this process last failed, by `time.monotonic()`, for `Absences` below. It
@@ -285,6 +285,10 @@ class Absences:
             self.last_absence = time.monotonic()
         self.last_active = time.time()
 
+    def skip_pause(self) -> None:
+        """Begin as if there was no absence."""
+        self.last_absence = float("-inf")
+
     def was_one_recently(self) -> bool:
         """Return whether the pause after an absence is not over."""
         last = max(self.last_absence, PatientRetry.last_failure)
@@ -339,8 +343,8 @@ class Patient(BaseWorker):
         self.has_given_up = False
         # A flag on which a thread can wait: set when `work` has ended.
         self.work_is_over = threading.Event()
-        # How long a stop may still take: see `enforce_stop`.
-        self.stop_time_left = STOP_TIMEOUT
+        # When a stop has taken too long: see `enforce_stop`.
+        self.stop_deadline = float("inf")
         self.absences = Absences()
         # When each of these is due.
         self.next_heartbeat = 0.0
@@ -358,6 +362,9 @@ class Patient(BaseWorker):
         self.jobs_done = 0
         self.is_out_of_jobs = False
         self.work_is_over.clear()
+        if burst:
+            # It would end before a pause at its start is over.
+            self.absences.skip_pause()
         try:
             worked = super().work(burst, logging_level, **options)
         finally:
@@ -466,6 +473,7 @@ class Patient(BaseWorker):
             # a Ctrl-C, the workers of a pool get one from the terminal, and one from the pool.
             return
         self.is_stopping = True
+        self.stop_deadline = time.monotonic() + STOP_TIMEOUT
         # RQ's own method makes `request_force_stop` the handler from now on. Then, if no job runs, it
         # raises `StopRequested`, which is dropped here. (If a job runs, it sets a flag. RQ would look
         # at that later than `run_maintenance_tasks` looks at `is_stopping`.)
@@ -502,17 +510,16 @@ class Patient(BaseWorker):
     def enforce_stop(self) -> None:
         """End the process if the stop takes too long, because Redis does not answer.
 
-        This runs in a thread of its own, as the main thread may be waiting for Redis. It counts
-        down `stop_time_left`, but not during a job. If a job comes after the signal,
-        `execute_job` gives the stop its full time again, so that the job can start. (Two threads
-        set this without a lock, as it need not be exact.)
+        This runs in a thread of its own, as the main thread may be waiting for Redis. A job in hand
+        is given all the time that it takes, and so is one that comes just after the signal: until
+        `has_job_in_hand` knows of that, `execute_job` sets the deadline.
         """
-        while self.stop_time_left > 0:
+        while time.monotonic() < self.stop_deadline:
             if self.work_is_over.wait(STOP_INTERVAL):
                 return
             # If the job is given up, the worker may still wait for Redis on its way out.
-            if self.has_given_up or not self.has_job_in_hand():
-                self.stop_time_left -= STOP_INTERVAL
+            if self.has_job_in_hand() and not self.has_given_up:
+                self.stop_deadline = time.monotonic() + STOP_TIMEOUT
         # `sys.exit` would end this thread only. The status is 0, as a stop was asked for.
         os._exit(0)
 
@@ -524,8 +531,8 @@ class Patient(BaseWorker):
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run a job, and count it."""
-        # For `enforce_stop`, which counts down until `has_job_in_hand` knows of the job.
-        self.stop_time_left = STOP_TIMEOUT
+        # For `enforce_stop`.
+        self.stop_deadline = time.monotonic() + STOP_TIMEOUT
         super().execute_job(job, queue)
         self.jobs_done += 1
 

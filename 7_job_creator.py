@@ -523,8 +523,13 @@ def error_in(text: str | None) -> str:
             raise PaymentError("no money: none at all")
         shop.PaymentError: no money: none at all
     """
-    _, _, rest = (text or "").rpartition("Traceback (most recent call last):\n")
-    lines = rest.rstrip("; \n").splitlines()
+    if not text:
+        return ""
+    header = "Traceback (most recent call last):\n"
+    if header not in text:
+        return text.rstrip("; ")
+    _, _, rest = text.rpartition(header)
+    lines = rest.splitlines()
     # Skip where it happened.
     while lines and lines[0].startswith(" "):
         del lines[0]

@@ -295,6 +295,7 @@ def test_news_of_one_job_do_not_keep_the_lost_end_of_another_back(queue):
             "Traceback (most recent call last):\n  File\nA: b\n\nDuring\n\nTraceback (most recent call last):\n  File\nC: d\n",
             "d",
         ),
+        ("Traceback (most recent call last):\n  File\nE: SELECT 1;", "SELECT 1;"),
         ("Work-horse terminated; waitpid: 9; ", "Work-horse terminated; waitpid: 9"),
     ],
 )

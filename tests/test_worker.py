@@ -543,23 +543,47 @@ def worker(fake_redis):
     return processor_6.PatientWorker([queue], connection=fake_redis)
 
 
-def test_a_second_signal_before_the_handler_is_changed_starts_no_second_clock(worker):
+@pytest.fixture
+def signal_handlers():
+    """Give pytest its signal handlers back. A worker sets its own."""
     handlers = {signum: signal.getsignal(signum) for signum in processor_7.STOP_SIGNALS}
+    yield
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+
+
+@pytest.mark.usefixtures("signal_handlers")
+def test_a_burst_fails_the_job_of_a_dead_worker_at_once(redis_server, monkeypatch):
+    monkeypatch.setattr(processor_6.PatientRetry, "last_failure", float("-inf"))
+    connection = redis_server.rq_connection
+    queue = Queue("q", connection=connection)
+    job = queue.enqueue("time.time")
+    dead, burst = [
+        processor_6.PatientWorker([queue], connection=connection) for _ in range(2)
+    ]
+    dequeued, _ = Queue.dequeue_any([queue], None, connection)
+    dead.prepare_execution(dequeued)
+    dequeued.set_status("started")
+    let_jobs_in_hand_look_abandoned(redis_server, "q")
+    burst.work(burst=True, logging_level="ERROR")
+    assert status(redis_server, job) == "failed"
+
+
+@pytest.mark.usefixtures("signal_handlers")
+def test_a_second_signal_before_the_handler_is_changed_starts_no_second_clock(worker):
     worker.working_pid = os.getpid()
     before = threading.active_count()
     worker.request_stop(signal.SIGINT, None)
     worker.request_stop(signal.SIGINT, None)
     assert threading.active_count() == before + 1
     worker.work_is_over.set()
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
     wait_until(lambda: threading.active_count() == before)
 
 
 def test_a_sleep_just_before_the_look_for_dead_workers_is_noticed(worker, monkeypatch):
     looks = []
     monkeypatch.setattr(worker, "clean_registries", lambda: looks.append("a look"))
-    worker.absences.last_absence = float("-inf")
+    worker.absences.skip_pause()
     monkeypatch.setattr(processor_6.PatientRetry, "last_failure", float("-inf"))
 
     def sleep_meanwhile():
@@ -569,7 +593,7 @@ def test_a_sleep_just_before_the_look_for_dead_workers_is_noticed(worker, monkey
     worker.run_maintenance_tasks()
     assert looks == []
     # The next look for delayed jobs is not due yet, so this time there is no sleep.
-    worker.absences.last_absence = float("-inf")
+    worker.absences.skip_pause()
     worker.run_maintenance_tasks()
     assert looks == ["a look"]
 
