@@ -39,7 +39,7 @@ def main() -> None:
     """Work on the queue until stopped. Twin of `queue.process`."""
     client = redis_client.create_client()
     client.ping()  # without Redis, end here: the worker would wait for it
-    # The worker is defined below. Which function to call, each job says itself.
+    # The worker is defined below. It is given no function to call: each job names its own.
     PatientWorker([QUEUE], connection=client).work()
 
 
@@ -50,8 +50,8 @@ def main() -> None:
 # RQ's `work` is a loop that calls other methods. This is that loop, in short. The classes at the
 # end of this file override all of these methods.
 #
-#     work                                    repeats this, until a method raises `StopRequested` or
-#                                             no job is left to wait for:
+#     work                                    repeats this until a method raises `StopRequested` (or,
+#                                             with RQ's option `burst`, until the queue is empty):
 #         check_for_suspension                waits while `rq suspend` is in force
 #             heartbeat
 #         run_maintenance_tasks               looks for dead workers
@@ -79,7 +79,8 @@ def main() -> None:
 # 2. A job in hand is finished, and one that has just arrived is run.
 # 3. Before the worker waits for another job, `run_maintenance_tasks` sees the note, and raises
 #    `StopRequested`, which ends `work`.
-# 4. If Redis is away, the worker does not get to step 3. Then `enforce_stop` ends the process.
+# 4. If Redis is away, the worker waits for it, and does not get to step 3. Then `enforce_stop` ends
+#    the process.
 # 5. At a second signal, `request_force_stop` gives up the job in hand. It kills the work horse, and
 #    raises `SystemExit`, which ends `work` and the process.
 
@@ -148,13 +149,11 @@ class PatientRetry(Retry):
     ):
         """Call `do`, which sends a command, until it succeeds. redis-py calls this.
 
-        redis-py's own method calls `do`. After an error, it asks `is_retryable`, calls `fail`,
-        which closes the connection, and begins again. What this adds is a wait before `fail`.
-
-        redis-py could wait itself, but only after `fail`. That is too late if the connection was
-        watching keys: then `fail` raises `WatchError`, which leaves the method. RQ takes that for a
-        change of the keys, and begins its transaction again, at once. With the wait before `fail`,
-        it does so twice a second; without, thousands of times.
+        redis-py's own method does so. For each error, it asks `is_retryable` whether to try again:
+        here, that is `will_pass`. Then it calls `fail`, which closes the connection: here, there is
+        a wait before that. (redis-py could wait itself, but only after `fail`. If the connection
+        was watching keys, `fail` raises `WatchError`. Then RQ begins its transaction again, and
+        redis-py does not come to its wait.)
         """
 
         def wait_and_fail(*arguments) -> None:
@@ -279,7 +278,8 @@ class Absences:
     def note_activity(self) -> None:
         """Note that the worker is active now, and whether it was not for a long time.
 
-        `heartbeat` calls this, and RQ calls that all the time.
+        RQ calls `heartbeat` all the time, and that calls this. `run_maintenance_tasks` calls it a
+        second time, just before it matters.
         """
         if time.time() - self.last_active > ABSENCE:
             self.last_absence = time.monotonic()
@@ -295,19 +295,19 @@ class Absences:
         return time.monotonic() < last + PAUSE_AFTER_ABSENCE
 
 
+class NotificationError(Exception):
+    """A notification that must not be sent: its job fails, without a traceback in the log.
+
+    Task 9 raises it. It is defined here because `handle_exception` below knows it.
+    """
+
+
 # How often a suspended worker asks whether it still is.
 SUSPENSION_INTERVAL = 0.5
 # How long a stop may take, not counting the time for a job in hand.
 STOP_TIMEOUT = 1.5
 # How often `enforce_stop` looks at that.
 STOP_INTERVAL = 0.1
-
-
-class NotificationError(Exception):
-    """A notification that must not be sent: its job fails, without a traceback in the log.
-
-    Task 9 raises it. It is defined here because `handle_exception` below knows it.
-    """
 
 
 class Patient(BaseWorker):
@@ -363,7 +363,7 @@ class Patient(BaseWorker):
         self.is_out_of_jobs = False
         self.work_is_over.clear()
         if burst:
-            # It would end before a pause at its start is over.
+            # It may end before a pause is over, and would never look for dead workers.
             self.absences.skip_pause()
         try:
             worked = super().work(burst, logging_level, **options)
@@ -510,9 +510,10 @@ class Patient(BaseWorker):
     def enforce_stop(self) -> None:
         """End the process if the stop takes too long, because Redis does not answer.
 
-        This runs in a thread of its own, as the main thread may be waiting for Redis. A job in hand
-        is given all the time that it takes, and so is one that comes just after the signal: until
-        `has_job_in_hand` knows of that, `execute_job` sets the deadline.
+        This runs in a thread of its own, as the main thread may be waiting for Redis. The deadline
+        is STOP_TIMEOUT after the latest of these: the signal, the start of a job (which may come
+        just after the signal), and the last moment at which a job was in hand. Without a stop,
+        nobody reads it.
         """
         while time.monotonic() < self.stop_deadline:
             if self.work_is_over.wait(STOP_INTERVAL):
@@ -562,7 +563,10 @@ class PatientWorker(Patient, Worker):
         return self.horse_pid != 0
 
     def monitor_work_horse(self, job: Job, queue: Queue, execution: Execution) -> None:
-        """Wait until the work horse ends. Meanwhile, RQ renews the lease of its job."""
+        """Wait until the work horse ends. Meanwhile, RQ renews the lease of its job.
+
+        RQ does not tell `wait_for_horse` which job it is, so note it here.
+        """
         self.monitored_job = job
         self.intervals = 0
         super().monitor_work_horse(job, queue, execution)
@@ -570,15 +574,16 @@ class PatientWorker(Patient, Worker):
     def wait_for_horse(self):
         """Wait until the work horse ends, or for JOB_MONITORING_INTERVAL seconds.
 
-        After an interval, RQ's own method raises `HorseMonitorTimeoutException`. RQ catches it, and
-        looks at the clock: if `now() - job.started_at` is a minute longer than the job may take, RQ
-        kills the horse. Otherwise it renews the lease, and calls this again.
+        RQ kills a horse that takes too long, by the clock. But when the machine was asleep, that time
+        must not count. Neither must it when Redis was away: a job may be done, and wait for Redis
+        to record its end. So count the intervals instead, and set `started_at` to match.
 
-        But some time must not count: when the machine was asleep, and when Redis was away, as a job
-        that is done may wait for Redis to record that. The intervals contain no such time. (Asleep,
-        the timer of an interval stands still. Without Redis, RQ waits for it between two intervals,
-        to renew the lease.) So count the intervals, and set `started_at` so that RQ computes their
-        sum. (The horse itself has a timer, too, which ends a job that takes too long.)
+        When an interval is over, RQ's own method raises `HorseMonitorTimeoutException`. RQ catches
+        it. If `now() - job.started_at` is a minute longer than the job may take, RQ kills the
+        horse. Otherwise it renews the lease, and calls this again.
+
+        Asleep, the timer of an interval stands still. While Redis is away, RQ waits to renew the
+        lease, between two intervals. (The horse has a timer of its own for the job's time-out.)
         """
         try:
             return super().wait_for_horse()

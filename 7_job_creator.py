@@ -71,8 +71,9 @@ def main() -> None:
 #    first events of the new jobs, when nobody listened to them. So it goes back in the stream, to
 #    where the new jobs were created. There it reads events of other jobs a second time. So each
 #    listener (a job and its handler) remembers how far it has heard, and hears nothing twice.
-# 6. A follower must not be stopped in the middle of a line, as daemon threads are at the end of a
-#    script. So it is not a daemon. Then Python waits for it; so it must notice the end by itself.
+# 6. At the end of a script, Python stops daemon threads, perhaps in the middle of a line, and waits
+#    for all others. So a follower is not a daemon, and ends when all the others have ended, even if
+#    its jobs still run. A script that wants to hear of all ends calls `wait_for_jobs`.
 
 logger = redis_client.logger
 JobEvent = processor_7.JobEvent
@@ -89,8 +90,8 @@ followers: set["Follower"] = set()
 # A follower ends when it has no jobs. Without this lock, it could end in just the moment in which
 # `follow` gives it some. So `follow` holds the lock, and so does a follower that ends.
 followers_lock = threading.Lock()
-# Held while a handler is called: one at a time, as in JavaScript. (A thread can take an `RLock` a
-# second time. `before_fork` does that if a handler forks.)
+# Held while a handler is called: one at a time, as in JavaScript. (Why an `RLock`: see "Forks", at
+# the end. Without forks, a `Lock` would do.)
 handler_lock = threading.RLock()
 
 
@@ -178,7 +179,7 @@ RECORD_TIMEOUT = 1
 class Follower(threading.Thread):
     """Reads the stream of a queue, and calls the handlers of the jobs that it follows.
 
-        run
+        run                                 while `is_script_running`
             leave_if_done
             take_turn                       again and again:
                 admit_newcomers             begins to follow the jobs given by `follow`
@@ -191,10 +192,9 @@ class Follower(threading.Thread):
                     handle_entries
                         wait_for_records    until RQ has recorded the ends
                         handle_event        calls the handlers of a job
+            leave_anyway
 
-    It ends when there is no job left to follow, or when the script ends. A script that wants to
-    hear of all ends calls `wait_for_jobs`. If Redis does not allow the follower to read the
-    stream, it still learns of the ends from RQ.
+    If Redis does not allow it to read the stream, it still learns of the ends from RQ.
     """
 
     # One flag for all followers: `wait_for_jobs` reads it when they have ended.
@@ -237,11 +237,12 @@ class Follower(threading.Thread):
             return True
 
     def leave_anyway(self) -> None:
-        """Leave `followers`, if `leave_if_done` has not done so.
+        """Leave `followers`, if `leave_if_done` has not done so. There are two cases:
 
-        If it has not, a handler has called `sys.exit()`, which `except Exception` does not catch.
-        It ends only this thread. But `has_failed` lets `wait_for_jobs` end the script, with status
-        1. (Or the script has ended by itself. Then `has_failed` makes no difference.)
+        1. The script has ended. Then `has_failed` makes no difference.
+        2. A handler has called `sys.exit()`. That is not caught by the `except Exception` in
+           `handle_event`, and ends only this thread. By `has_failed`, `wait_for_jobs` ends the
+           script, with status 1.
         """
         with followers_lock:
             if self in followers:
@@ -371,7 +372,7 @@ class Follower(threading.Thread):
         # `admit_newcomers` has set the position.
         milliseconds, number = self.position
         last_id = f"{milliseconds}-{number}"
-        # Milliseconds. 0 would be for ever, None is not at all.
+        # For Redis, in milliseconds. 0 would be for ever, None is not at all.
         block = None
         if wait > 0:
             block = max(1, int(1000 * wait))
@@ -456,10 +457,10 @@ class Follower(threading.Thread):
 def is_script_running() -> bool:
     """Return whether a thread runs that keeps the script alive, other than followers.
 
-    At the end of a script, Python waits for all threads that are not daemons. Followers end when
-    all the others have.
+    That is a thread which is not a daemon: Python waits for it. But followers don't count, or two
+    of them would wait for each other.
     """
-    # (In a child that a handler has forked, the main thread is a follower.)
+    # Ask this first: the main thread counts even if it is a follower (see "Forks").
     if threading.main_thread().is_alive():
         return True
     for thread in threading.enumerate():
@@ -506,7 +507,7 @@ def result_of(job: rq.job.Job) -> rq.results.Result | None:
         raise
     except Exception:
         # What a job returns is pickled, and this program may lack the class of it. Or Redis refuses
-        # to tell. (But a wrong password is in AWAY.)
+        # to tell. (A wrong password is in AWAY, and raised above.)
         Follower.has_failed = True
         logger.exception("The result of job %s can't be read", job.id)
         return None
@@ -548,10 +549,10 @@ def error_in(text: str | None) -> str:
 # a fork, take both locks: then no other thread has them, and no handler prints. After the fork,
 # release them in the parent, and make new ones in the child.
 #
-# If it is a handler that forks, its thread has `handler_lock` already, and takes it a second time.
-# The child goes on within the handler, and exits there. (A child of `multiprocessing` does so by
-# itself. After a bare `os.fork`, call `os._exit`.) So it would release the lock once at most, not
-# twice: it needs a new one.
+# A handler may fork, too. Its thread has `handler_lock` already, and takes it a second time, as an
+# `RLock` allows. In the child, this is the main thread, and it exits within the handler. (A child of
+# `multiprocessing` does so by itself. After a bare `os.fork`, call `os._exit`.) So it would hold the
+# lock to its end, and a new follower in the child would wait for it for ever. Hence the new one.
 
 
 def before_fork() -> None:
