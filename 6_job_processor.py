@@ -102,7 +102,7 @@ FULL = (
 def is_full(error: Exception) -> bool:
     """Return whether Redis has refused a command because its memory or its disk is full.
 
-    redis-py has a class for the first, without the "OOM", but does not use it everywhere.
+    For a full memory, redis-py has a class, whose text lacks the "OOM". It does not always use it.
     """
     if isinstance(error, redis.OutOfMemoryError):
         return True
@@ -125,10 +125,10 @@ class PatientRetry(Retry):
 
     - The end of a job is recorded twice. If the job is to run again, by `rq.Retry` or `rq.Repeat`,
       it may run once too often.
-    - When a job is taken from the queue, another one is taken. The first one is lost, or, if the
-      worker has one queue, and Redis is 6.2 or later, on a second list: RQ fails it after a minute.
-    - The lock is taken that a worker needs to look for dead ones, and no worker knows that it has
-      the lock. So nobody looks until it expires, after 15 minutes.
+    - When a job is taken from the queue, another one is taken. RQ fails the first one after a
+      minute. (Before Redis 6.2, or if the worker has several queues, the first one is lost.)
+    - A worker that looks for dead workers takes a lock. Here, no worker knows that it has the lock.
+      So nobody looks until the lock expires, after 15 minutes.
     - Delayed jobs would be queued twice. So `DueJobs`, below, does not use this class.
     """
 
@@ -151,13 +151,13 @@ class PatientRetry(Retry):
 
         redis-py's own method does so. For each error, it asks `is_retryable` whether to try again:
         here, that is `will_pass`. Then it calls `fail`, which closes the connection: here, there is
-        a wait before that. (redis-py could wait itself, but only after `fail`. If the connection
-        was watching keys, `fail` raises `WatchError`. Then RQ begins its transaction again, and
-        redis-py does not come to its wait.)
+        a wait before that.
         """
 
         def wait_and_fail(*arguments) -> None:
             PatientRetry.last_failure = time.monotonic()
+            # redis-py could wait itself, but only after `fail`. On a connection that watches keys,
+            # `fail` raises `WatchError`, so that wait would never be reached.
             time.sleep(RETRY_INTERVAL)
             fail(*arguments)
 
@@ -223,9 +223,9 @@ class DueJobs(RQScheduler):
         One worker at a time looks at the delayed jobs of a queue, the one that has its lock. If
         Redis is away or full, these jobs wait for the next look.
 
-        After any error, this worker keeps its locks, as it may be unable to release them. It can
-        acquire a lock again that it has, which renews the lock. If it does not do so within a
-        minute, the lock expires, and another worker can take it.
+        After any error, this worker keeps its locks, as it may be unable to release them. The next
+        `acquire_locks` renews the locks that this worker has. If that does not come within a
+        minute, they expire, and other workers can take them.
         """
         try:
             self.acquire_locks()
@@ -278,8 +278,8 @@ class Absences:
     def note_activity(self) -> None:
         """Note that the worker is active now, and whether it was not for a long time.
 
-        RQ calls `heartbeat` all the time, and that calls this. `run_maintenance_tasks` calls it a
-        second time, just before it matters.
+        RQ calls `heartbeat` all the time, and that calls this. `run_maintenance_tasks` does so, too,
+        just before it looks for dead workers.
         """
         if time.time() - self.last_active > ABSENCE:
             self.last_absence = time.monotonic()
@@ -436,8 +436,8 @@ class Patient(BaseWorker):
     def heartbeat(self, timeout=None, pipeline=None) -> None:
         """Give a heartbeat, or leave it out if the last was less than a second ago.
 
-        RQ gives several for each job. But in a pipeline, it must not be left out: when RQ sends it
-        together with the renewal of the lease, it expects the answer to it at a fixed place.
+        RQ gives several for each job. But in a pipeline (commands that are sent together), none may
+        be left out: RQ expects each answer at a fixed place.
         """
         self.absences.note_activity()
         if pipeline is None and time.monotonic() < self.next_heartbeat:
@@ -458,8 +458,8 @@ class Patient(BaseWorker):
     def is_fork(self) -> bool:
         """Return whether this process is a fork of the worker: a work horse.
 
-        It has the handlers of the worker, too, until RQ sets those of the horse. A Ctrl-C goes to
-        all processes of a terminal. But it is up to the worker to stop the horse.
+        A new horse has the handlers of the worker, until RQ sets its own. A Ctrl-C goes to all
+        processes of a terminal. But it is up to the worker to stop the horse.
         """
         return os.getpid() != self.working_pid
 
@@ -469,14 +469,15 @@ class Patient(BaseWorker):
         RQ's `work` makes this the handler for SIGINT (Ctrl-C) and SIGTERM.
         """
         if self.is_fork() or self.is_stopping:
-            # A second signal may come before RQ has changed the handler, which happens below. After
-            # a Ctrl-C, the workers of a pool get one from the terminal, and one from the pool.
+            # After a Ctrl-C, the workers of a pool get two signals: from the terminal, and from the
+            # pool. The second may come here, if RQ has not changed the handler yet (below), or to
+            # `request_force_stop`, which ignores it as well.
             return
         self.is_stopping = True
         self.stop_deadline = time.monotonic() + STOP_TIMEOUT
         # RQ's own method makes `request_force_stop` the handler from now on. Then, if no job runs, it
-        # raises `StopRequested`, which is dropped here. (If a job runs, it sets a flag. RQ would look
-        # at that later than `run_maintenance_tasks` looks at `is_stopping`.)
+        # raises `StopRequested`, which is dropped here. (If a job runs, it sets a flag of RQ's. That
+        # does no harm: we stop earlier than RQ looks at it.)
         with suppress(StopRequested):
             super().request_stop(signum, frame)
         # A daemon thread does not keep the process alive.
@@ -492,12 +493,10 @@ class Patient(BaseWorker):
     def request_force_stop(self, signum, frame) -> None:
         """Give up the job in hand. This is the handler for a second signal.
 
-        RQ's own method kills the work horse, and raises `SystemExit`, which ends `work`. In a
-        `PatientSimpleWorker`, there is no horse, and `SystemExit` is raised inside the job. RQ
-        takes it for an error of the job, and calls `handle_exception`. After that, the worker
-        ends in `run_maintenance_tasks`.
-
-        RQ ignores a signal that comes within a second of the first.
+        RQ ignores a signal that comes within a second of the first. Otherwise, it kills the work
+        horse, and raises `SystemExit`, which ends `work`. In a `PatientSimpleWorker`, there is no
+        horse, and `SystemExit` is raised inside the job. RQ takes it for an error of the job, and
+        calls `handle_exception`. After that, the worker ends in `run_maintenance_tasks`.
         """
         if self.is_fork():
             return
@@ -574,16 +573,15 @@ class PatientWorker(Patient, Worker):
     def wait_for_horse(self):
         """Wait until the work horse ends, or for JOB_MONITORING_INTERVAL seconds.
 
-        RQ kills a horse that takes too long, by the clock. But when the machine was asleep, that time
-        must not count. Neither must it when Redis was away: a job may be done, and wait for Redis
-        to record its end. So count the intervals instead, and set `started_at` to match.
-
         When an interval is over, RQ's own method raises `HorseMonitorTimeoutException`. RQ catches
         it. If `now() - job.started_at` is a minute longer than the job may take, RQ kills the
         horse. Otherwise it renews the lease, and calls this again.
 
-        Asleep, the timer of an interval stands still. While Redis is away, RQ waits to renew the
-        lease, between two intervals. (The horse has a timer of its own for the job's time-out.)
+        But while the machine was asleep, the horse was asleep, too. And while Redis was away, a job
+        that was done has waited for Redis to record its end. This time must not count. It is in no
+        interval: asleep, the timer of an interval stands still, and without Redis, RQ waits between
+        two intervals, to renew the lease. So count the intervals, and set `started_at` so that RQ
+        computes their sum. (The horse has a timer of its own for the job's time-out.)
         """
         try:
             return super().wait_for_horse()

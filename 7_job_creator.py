@@ -72,8 +72,9 @@ def main() -> None:
 #    where the new jobs were created. There it reads events of other jobs a second time. So each
 #    listener (a job and its handler) remembers how far it has heard, and hears nothing twice.
 # 6. At the end of a script, Python stops daemon threads, perhaps in the middle of a line, and waits
-#    for all others. So a follower is not a daemon, and ends when all the others have ended, even if
-#    its jobs still run. A script that wants to hear of all ends calls `wait_for_jobs`.
+#    for the rest. So a follower is not a daemon. But it must not keep the script alive for ever: when
+#    only followers are left, each of them ends, even if its jobs still run. A script that wants to
+#    hear of all ends calls `wait_for_jobs`.
 
 logger = redis_client.logger
 JobEvent = processor_7.JobEvent
@@ -239,7 +240,7 @@ class Follower(threading.Thread):
     def leave_anyway(self) -> None:
         """Leave `followers`, if `leave_if_done` has not done so. There are two cases:
 
-        1. The script has ended. Then `has_failed` makes no difference.
+        1. The script has ended. Then nobody is left to read `has_failed`.
         2. A handler has called `sys.exit()`. That is not caught by the `except Exception` in
            `handle_event`, and ends only this thread. By `has_failed`, `wait_for_jobs` ends the
            script, with status 1.
@@ -460,7 +461,8 @@ def is_script_running() -> bool:
     That is a thread which is not a daemon: Python waits for it. But followers don't count, or two
     of them would wait for each other.
     """
-    # Ask this first: the main thread counts even if it is a follower (see "Forks").
+    # Ask this first. In a child that a handler has forked, the main thread is a `Follower`: the copy
+    # of the one that has called the handler. It counts.
     if threading.main_thread().is_alive():
         return True
     for thread in threading.enumerate():
@@ -503,11 +505,11 @@ def result_of(job: rq.job.Job) -> rq.results.Result | None:
     try:
         return job.latest_result()
     except redis_client.AWAY:
-        # `take_turn` waits, and asks again.
+        # For `take_turn`: it waits if Redis is away, and logs a wrong password.
         raise
     except Exception:
         # What a job returns is pickled, and this program may lack the class of it. Or Redis refuses
-        # to tell. (A wrong password is in AWAY, and raised above.)
+        # to tell.
         Follower.has_failed = True
         logger.exception("The result of job %s can't be read", job.id)
         return None
@@ -549,10 +551,11 @@ def error_in(text: str | None) -> str:
 # a fork, take both locks: then no other thread has them, and no handler prints. After the fork,
 # release them in the parent, and make new ones in the child.
 #
-# A handler may fork, too. Its thread has `handler_lock` already, and takes it a second time, as an
-# `RLock` allows. In the child, this is the main thread, and it exits within the handler. (A child of
-# `multiprocessing` does so by itself. After a bare `os.fork`, call `os._exit`.) So it would hold the
-# lock to its end, and a new follower in the child would wait for it for ever. Hence the new one.
+# A handler may fork, too. Its thread holds `handler_lock` already, and takes it a second time, as an
+# `RLock` allows. In the child, this thread is the only one. It does what the child is for, and exits,
+# without returning from the handler. (A child of `multiprocessing` does so by itself. After a bare
+# `os.fork`, call `os._exit`.) So the old lock stays held there, and a new follower in the child would
+# wait for it for ever. It needs the new lock.
 
 
 def before_fork() -> None:
