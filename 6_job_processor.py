@@ -81,8 +81,9 @@ def main() -> None:
 #    `StopRequested`, which ends `work`.
 # 4. If Redis is away, the worker waits for it, and does not get to step 3. Then `enforce_stop` ends
 #    the process.
-# 5. At a second signal, `request_force_stop` gives up the job in hand. It kills the work horse, and
-#    raises `SystemExit`, which ends `work` and the process.
+# 5. A second signal comes to `request_force_stop`. If it comes within a second of the first, RQ
+#    ignores it. Otherwise the job in hand is given up: RQ kills the work horse, and raises
+#    `SystemExit`, which ends `work` and the process.
 
 
 # Waiting for Redis.
@@ -157,7 +158,8 @@ class PatientRetry(Retry):
         def wait_and_fail(*arguments) -> None:
             PatientRetry.last_failure = time.monotonic()
             # redis-py could wait itself, but only after `fail`. On a connection that watches keys,
-            # `fail` raises `WatchError`, so that wait would never be reached.
+            # `fail` raises `WatchError`, so that wait would never be reached. And after a
+            # `WatchError`, RQ begins its transaction again, at once.
             time.sleep(RETRY_INTERVAL)
             fail(*arguments)
 
@@ -470,8 +472,7 @@ class Patient(BaseWorker):
         """
         if self.is_fork() or self.is_stopping:
             # After a Ctrl-C, the workers of a pool get two signals: from the terminal, and from the
-            # pool. The second may come here, if RQ has not changed the handler yet (below), or to
-            # `request_force_stop`, which ignores it as well.
+            # pool. If the second comes at once, it comes here. Ignore it, too.
             return
         self.is_stopping = True
         self.stop_deadline = time.monotonic() + STOP_TIMEOUT
@@ -493,10 +494,9 @@ class Patient(BaseWorker):
     def request_force_stop(self, signum, frame) -> None:
         """Give up the job in hand. This is the handler for a second signal.
 
-        RQ ignores a signal that comes within a second of the first. Otherwise, it kills the work
-        horse, and raises `SystemExit`, which ends `work`. In a `PatientSimpleWorker`, there is no
-        horse, and `SystemExit` is raised inside the job. RQ takes it for an error of the job, and
-        calls `handle_exception`. After that, the worker ends in `run_maintenance_tasks`.
+        RQ's own method does so: see step 5. In a `PatientSimpleWorker`, there is no horse, and
+        `SystemExit` is raised inside the job. RQ takes it for an error of the job, and calls
+        `handle_exception`. After that, the worker ends in `run_maintenance_tasks`.
         """
         if self.is_fork():
             return
@@ -510,9 +510,9 @@ class Patient(BaseWorker):
         """End the process if the stop takes too long, because Redis does not answer.
 
         This runs in a thread of its own, as the main thread may be waiting for Redis. The deadline
-        is STOP_TIMEOUT after the latest of these: the signal, the start of a job (which may come
-        just after the signal), and the last moment at which a job was in hand. Without a stop,
-        nobody reads it.
+        is STOP_TIMEOUT after the latest of these: the signal (`request_stop` sets it), the start of
+        a job that comes just after the signal (`execute_job`), and the last moment at which a job
+        was in hand (here). Without a stop, nobody reads it.
         """
         while time.monotonic() < self.stop_deadline:
             if self.work_is_over.wait(STOP_INTERVAL):
@@ -575,13 +575,14 @@ class PatientWorker(Patient, Worker):
 
         When an interval is over, RQ's own method raises `HorseMonitorTimeoutException`. RQ catches
         it. If `now() - job.started_at` is a minute longer than the job may take, RQ kills the
-        horse. Otherwise it renews the lease, and calls this again.
+        horse. Otherwise it renews the lease, and calls this again. (The job's own time-out is the
+        affair of the horse, which has a timer for it.)
 
-        But while the machine was asleep, the horse was asleep, too. And while Redis was away, a job
-        that was done has waited for Redis to record its end. This time must not count. It is in no
-        interval: asleep, the timer of an interval stands still, and without Redis, RQ waits between
-        two intervals, to renew the lease. So count the intervals, and set `started_at` so that RQ
-        computes their sum. (The horse has a timer of its own for the job's time-out.)
+        But a job of ten seconds may be done, and Redis away for ten minutes: the horse only waits
+        to record the end. Or the machine was asleep for ten minutes, and the horse, too. This time
+        must not count. It is in no interval. (Without Redis, RQ waits between two intervals, to
+        renew the lease. Asleep, the timer of an interval stands still.) So count the intervals,
+        and set `started_at` so that RQ computes their sum.
         """
         try:
             return super().wait_for_horse()

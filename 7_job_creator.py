@@ -195,7 +195,8 @@ class Follower(threading.Thread):
                         handle_event        calls the handlers of a job
             leave_anyway
 
-    If Redis does not allow it to read the stream, it still learns of the ends from RQ.
+    If Redis refuses to read the stream, `read_entries` returns nothing, so that `handle_lost_ends`
+    still learns of the ends from RQ. Any other refusal ends the turn.
     """
 
     # One flag for all followers: `wait_for_jobs` reads it when they have ended.
@@ -240,7 +241,7 @@ class Follower(threading.Thread):
     def leave_anyway(self) -> None:
         """Leave `followers`, if `leave_if_done` has not done so. There are two cases:
 
-        1. The script has ended. Then nobody is left to read `has_failed`.
+        1. The script has ended. Nobody is left to read `has_failed`, so setting it does no harm.
         2. A handler has called `sys.exit()`. That is not caught by the `except Exception` in
            `handle_event`, and ends only this thread. By `has_failed`, `wait_for_jobs` ends the
            script, with status 1.
@@ -278,7 +279,7 @@ class Follower(threading.Thread):
         jobs were created. `handle_event` calls no handler twice for the same event.
         """
         # Don't hold the lock while Redis is asked, or `follow` would wait for Redis, too. And keep the
-        # newcomers on the list until then, or they would be lost if Redis is away.
+        # newcomers on the list until Redis has answered, or they would be lost if it is away.
         with followers_lock:
             newcomers = self.newcomers.copy()
         if not newcomers:
@@ -327,7 +328,7 @@ class Follower(threading.Thread):
         self.next_check = time.monotonic() + pause
         while self.handle_news():
             pass
-        # This is later than any position in the stream, so `handle_event` will not skip the event.
+        # `handle_event` skips what is not later than a listener's position. This is later than all.
         after_all = (2**63, 0)
         for job_id, status in zip(job_ids, statuses):
             if job_id in self.listeners and has_ended(status):
@@ -382,8 +383,6 @@ class Follower(threading.Thread):
                 {self.stream: last_id}, count=ENTRIES_AT_ONCE, block=block
             )
         except redis_client.REFUSED as error:
-            # Return nothing rather than raise: `handle_lost_ends` comes here, too, and must still
-            # handle the ends that RQ has told it.
             self.report_refusal(error)
             time.sleep(wait)
             return []
@@ -461,8 +460,7 @@ def is_script_running() -> bool:
     That is a thread which is not a daemon: Python waits for it. But followers don't count, or two
     of them would wait for each other.
     """
-    # Ask this first. In a child that a handler has forked, the main thread is a `Follower`: the copy
-    # of the one that has called the handler. It counts.
+    # Ask this first: see "Forks", at the end.
     if threading.main_thread().is_alive():
         return True
     for thread in threading.enumerate():
@@ -555,7 +553,8 @@ def error_in(text: str | None) -> str:
 # `RLock` allows. In the child, this thread is the only one. It does what the child is for, and exits,
 # without returning from the handler. (A child of `multiprocessing` does so by itself. After a bare
 # `os.fork`, call `os._exit`.) So the old lock stays held there, and a new follower in the child would
-# wait for it for ever. It needs the new lock.
+# wait for it for ever. It needs the new lock. (To `is_script_running`, this thread counts as the main
+# thread of the child, although it is a `Follower`.)
 
 
 def before_fork() -> None:
