@@ -116,10 +116,11 @@ def prepare_process() -> None:
 
 
 def is_prepared() -> bool:
-    """Return whether somebody has replaced standard output, and has handled Ctrl-C.
+    """Return whether somebody has set up the output and Ctrl-C already.
 
-    That may be `prepare_process` (a worker of 7_job_processor.py is a copy of a process that has
-    called it), or IDLE, or Jupyter.
+    We take another standard output than at the start of Python as the sign of that. It may be by
+    `prepare_process` (a worker of 7_job_processor.py is a copy of a process that has called it),
+    by IDLE, or by Jupyter.
     """
     return sys.stdout is not sys.__stdout__
 

@@ -28,7 +28,7 @@ def publish(message: str) -> None:
     try:
         client.publish(CHANNEL, message)
     except redis.RedisError as error:
-        redis_client.report(error)  # in a thread, it does not reach `redis_client.run`
+        redis_client.report(error)  # `redis_client.run` hears of no error in a thread
 
 
 def main() -> None:

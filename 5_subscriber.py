@@ -20,7 +20,7 @@ def receive_messages() -> None:
     with client.pubsub() as pubsub:
         pubsub.subscribe(CHANNEL)
         print(redis_client.CONNECTED)
-        for message in messages_of(pubsub):  # in place of `pubsub.listen()`
+        for message in messages_of(pubsub):  # `pubsub.listen()` would nearly do
             print(message)
             if message == KILL_SERVER:
                 pubsub.unsubscribe(CHANNEL)
@@ -35,7 +35,7 @@ def main() -> None:
             receive_messages()
             return
         except redis_client.REFUSED:
-            raise  # as with a wrong password: trying again would not help
+            raise  # a wrong password, for example, which is in AWAY, too: it would not help
         except redis_client.AWAY as error:
             redis_client.print_not_connected(error)
             time.sleep(wait)

@@ -62,7 +62,7 @@ def reserve_one(item: dict) -> bool:
         reserved = get_current_reserved_stock_by_id(item["itemId"], pipe)
         if reserved >= item["initialAvailableQuantity"]:
             return False
-        pipe.multi()  # from here on, commands are collected, not sent
+        pipe.multi()  # until here, commands were sent; now they are collected
         reserve_stock_by_id(item["itemId"], reserved + 1, pipe)
         return True
 
