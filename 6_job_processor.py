@@ -91,7 +91,6 @@ def main() -> None:
 # Seconds until a command is tried again.
 RETRY_INTERVAL = 0.5
 
-
 # What Redis answers when its memory is full (out of memory), or its disk.
 FULL = (
     "OOM command not allowed",
@@ -187,7 +186,6 @@ MAINTENANCE_INTERVAL = 5
 
 # Delayed jobs.
 
-
 # How often a worker looks for delayed jobs that are due, in seconds.
 LOOK_INTERVAL = 1
 # How long it waits for an answer about them, on a second connection.
@@ -234,14 +232,12 @@ class DueJobs(RQScheduler):
             self.enqueue_scheduled_jobs()
             self.release_locks()
             self.last_error = ""
-        except redis_client.REFUSED as error:
-            if is_full(error):
-                return
-            # A missing permission, say. Waiting does not help, so this ends the worker.
-            raise
-        except redis_client.AWAY:
-            return
         except Exception as error:
+            if will_pass(error):
+                return
+            if isinstance(error, redis_client.REFUSED):
+                # A missing permission, say. Waiting does not help, so this ends the worker.
+                raise
             # A delayed job that can't be read, say. If it ended this worker, it would end the
             # others, too, one after the other. Until somebody deletes it, the other delayed jobs
             # of these queues wait.

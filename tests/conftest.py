@@ -280,6 +280,10 @@ class RedisServer:
         self.client.acl_setuser("user", enabled=True, commands=rights, **options)
         return self.url.replace("//", "//user:any@")
 
+    def blocked_clients(self) -> int:
+        """Return how many clients wait for a job or an event."""
+        return self.client.info("clients")["blocked_clients"]
+
     def stop(self) -> None:
         """Stop as a service manager does; the data is saved."""
         self.process.terminate()

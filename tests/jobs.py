@@ -4,6 +4,8 @@ import importlib
 import signal
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import redis
 from conftest import RedisServer, Script, run_code, wait_until
@@ -23,14 +25,20 @@ class DeafWorker(SimpleWorker):
 
 def work(connection: redis.Redis, *queues: str | Queue) -> None:
     """Run the queued jobs in this process: a work horse could not reach fakeredis."""
-    on_ctrl_c = signal.getsignal(signal.SIGINT)
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
+    with keeping_signal_handlers():
         DeafWorker(queues, connection=connection).work(burst=True)
+
+
+@contextmanager
+def keeping_signal_handlers() -> Iterator[None]:
+    """Give pytest its signal handlers back. A worker leaves its own, which would not end pytest."""
+    signals = creator_7.processor_7.STOP_SIGNALS
+    handlers = {signum: signal.getsignal(signum) for signum in signals}
+    try:
+        yield
     finally:
-        # The worker leaves its own, by which no signal would end pytest.
-        signal.signal(signal.SIGINT, on_ctrl_c)
-        signal.signal(signal.SIGTERM, on_sigterm)
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
 
 
 def wait_for_followers(timeout: float = 30) -> None:

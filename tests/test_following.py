@@ -281,21 +281,18 @@ def test_news_of_one_job_do_not_keep_the_lost_end_of_another_back(queue):
     assert lost == [("failed", "the job is gone from Redis")]
 
 
+FRAME = "Traceback (most recent call last):\n  File\n"
+
+
 @pytest.mark.parametrize(
     ("exc_string", "error"),
     [
-        ("Traceback (most recent call last):\n  File\nmy.module.Error: a: b", "a: b"),
-        ("Traceback (most recent call last):\n  File\nKeyError: 'x'\n", "'x'"),
-        ("Traceback (most recent call last):\n  File\nStopIteration", "StopIteration"),
-        (
-            "Traceback (most recent call last):\n  File\nError: a\n  b\nsecond: c\n",
-            "a\n  b\nsecond: c",
-        ),
-        (
-            "Traceback (most recent call last):\n  File\nA: b\n\nDuring\n\nTraceback (most recent call last):\n  File\nC: d\n",
-            "d",
-        ),
-        ("Traceback (most recent call last):\n  File\nE: SELECT 1;", "SELECT 1;"),
+        (f"{FRAME}my.module.Error: a: b", "a: b"),
+        (f"{FRAME}KeyError: 'x'\n", "'x'"),
+        (f"{FRAME}StopIteration", "StopIteration"),
+        (f"{FRAME}Error: a\n  b\nsecond: c\n", "a\n  b\nsecond: c"),
+        (f"{FRAME}A: b\n\nDuring\n\n{FRAME}C: d\n", "d"),
+        (f"{FRAME}E: SELECT 1;", "SELECT 1;"),
         ("Work-horse terminated; waitpid: 9; ", "Work-horse terminated; waitpid: 9"),
     ],
 )

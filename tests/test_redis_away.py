@@ -114,14 +114,12 @@ def every_script_goes_on_when_its_connection_falls_silent(start, start_redis):
         started = start_until_at_work(start, proxy.url, AT_WORK)
         scripts = {script.name: script for script in started}
         port = port_of(scripts["9_stock.py"])
-
-        def waits(count):
-            return server.client.info("clients")["blocked_clients"] == count
-
-        wait_until(lambda: waits(6))  # three creators, three workers
+        wait_until(
+            lambda: server.blocked_clients() == 6
+        )  # three creators, three workers
         proxy.fall_silent()
         # What arrives before goes to a wait in which Redis still believes.
-        wait_until(lambda: waits(0))
+        wait_until(lambda: server.blocked_clients() == 0)
         all_go_on(scripts, server, port, time.monotonic() + LIMIT)
 
 
@@ -278,12 +276,8 @@ def a_job_that_comes_just_after_a_signal_is_run_though_redis_is_slow(
     with closing(Proxy(server.port)) as proxy:
         [processor] = start_processors(start, server, name, url=proxy.url)
         proxy.delay = 0.25
-
-        def waits(count):
-            return server.client.info("clients")["blocked_clients"] == count
-
-        wait_until(lambda: waits(0))
-        wait_until(lambda: waits(1))  # it has just begun to wait for a job
+        wait_until(lambda: server.blocked_clients() == 0)
+        wait_until(lambda: server.blocked_clients() == 1)  # it begins to wait for a job
         processor.stop(signal.SIGTERM)
         [job] = queue_sleep(server, 0, QUEUES[name])
         assert processor.end() == 0

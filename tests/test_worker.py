@@ -18,6 +18,7 @@ import scenarios
 from conftest import ROOT, Script, processes_of_session, run_code, wait_until
 from jobs import (
     QUEUES,
+    keeping_signal_handlers,
     let_jobs_in_hand_look_abandoned,
     queue_sleep,
     start_hasty_processor,
@@ -32,7 +33,6 @@ from rq.suspension import resume, suspend
 from scenarios import pause
 
 processor_6 = importlib.import_module("6_job_processor")
-processor_7 = importlib.import_module("7_job_processor")
 WORKER_CLASSES = "PatientWorker", "PatientSimpleWorker"
 scenario = scenarios.Scenarios()
 
@@ -492,48 +492,7 @@ def one_signal_ends_workers_whose_redis_does_not_answer(start, start_redis):
         assert_end_in_time(scripts, signal.SIGINT)
 
 
-# A Redis that is full, or that gives only the rights that RQ needs.
-
-
-def refused(server, error="OOM"):
-    """Return how many commands Redis has refused as it is full."""
-    errors = server.client.info("errorstats")
-    return errors.get(f"errorstat_{error}", {"count": 0})["count"]
-
-
-@scenario
-def a_processor_waits_until_a_full_redis_has_room(start, start_redis):
-    server = start_redis()
-    server.require(6, 2)  # before, it does not count what it refuses
-    queue = Queue(QUEUES["7_job_processor.py"], connection=server.rq_connection)
-    job = queue.enqueue("time.time")
-    server.client.config_set("maxmemory", 1)
-    processor = start("7_job_processor.py", server.url)
-    wait_until(lambda: refused(server) > 5)
-    server.client.config_set("maxmemory", 0)
-    wait_for_status(server, [job], "finished")
-    assert processor.errors == []
-
-
-@scenario
-def a_processor_waits_until_a_full_disk_has_room(start, start_redis):
-    server = start_redis()
-    server.require(6, 2)
-    processor = start_processor(start, server, "7_job_processor.py")
-    # Where the snapshot is to be, there is something else, so it can't be written.
-    in_the_way = server.folder / "dump.rdb"
-    in_the_way.mkdir()
-    server.client.bgsave()
-    wait_until(lambda: refused(server, "MISCONF") > 5)
-    in_the_way.rmdir()
-    server.client.bgsave()
-    wait_until(lambda: server.client.info()["rdb_last_bgsave_status"] == "ok")
-    [job] = queue_sleep(server, 0, QUEUES[processor.name])
-    wait_for_status(server, [job], "finished")
-    assert (processor.lines, processor.errors) == ([], [])
-
-
-FULL = "OOM command not allowed when used memory > 'maxmemory'"
+# Workers in this process.
 
 
 @pytest.fixture
@@ -545,11 +504,9 @@ def worker(fake_redis):
 
 @pytest.fixture
 def signal_handlers():
-    """Give pytest its signal handlers back. A worker sets its own."""
-    handlers = {signum: signal.getsignal(signum) for signum in processor_7.STOP_SIGNALS}
-    yield
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
+    """Keep pytest's signal handlers, though a worker works or is stopped in this process."""
+    with keeping_signal_handlers():
+        yield
 
 
 @pytest.mark.usefixtures("signal_handlers")
@@ -596,6 +553,50 @@ def test_a_sleep_just_before_the_look_for_dead_workers_is_noticed(worker, monkey
     worker.absences.skip_pause()
     worker.run_maintenance_tasks()
     assert looks == ["a look"]
+
+
+# A Redis that is full, or that gives only the rights that RQ needs.
+
+
+def refused(server, error="OOM"):
+    """Return how many commands Redis has refused as it is full."""
+    errors = server.client.info("errorstats")
+    return errors.get(f"errorstat_{error}", {"count": 0})["count"]
+
+
+@scenario
+def a_processor_waits_until_a_full_redis_has_room(start, start_redis):
+    server = start_redis()
+    server.require(6, 2)  # before, it does not count what it refuses
+    queue = Queue(QUEUES["7_job_processor.py"], connection=server.rq_connection)
+    job = queue.enqueue("time.time")
+    server.client.config_set("maxmemory", 1)
+    processor = start("7_job_processor.py", server.url)
+    wait_until(lambda: refused(server) > 5)
+    server.client.config_set("maxmemory", 0)
+    wait_for_status(server, [job], "finished")
+    assert processor.errors == []
+
+
+@scenario
+def a_processor_waits_until_a_full_disk_has_room(start, start_redis):
+    server = start_redis()
+    server.require(6, 2)
+    processor = start_processor(start, server, "7_job_processor.py")
+    # Where the snapshot is to be, there is something else, so it can't be written.
+    in_the_way = server.folder / "dump.rdb"
+    in_the_way.mkdir()
+    server.client.bgsave()
+    wait_until(lambda: refused(server, "MISCONF") > 5)
+    in_the_way.rmdir()
+    server.client.bgsave()
+    wait_until(lambda: server.client.info()["rdb_last_bgsave_status"] == "ok")
+    [job] = queue_sleep(server, 0, QUEUES[processor.name])
+    wait_for_status(server, [job], "finished")
+    assert (processor.lines, processor.errors) == ([], [])
+
+
+FULL = "OOM command not allowed when used memory > 'maxmemory'"
 
 
 @pytest.mark.parametrize(
